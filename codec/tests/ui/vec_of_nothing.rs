@@ -1,0 +1,8 @@
+extern crate catga_codec as catga;
+
+#[catga::message]
+struct Ticks {
+    ticks: Vec<()>,
+}
+
+fn main() {}
