@@ -1,0 +1,431 @@
+//! The description of an engine, and the checks before it starts.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+use crate::client::{ClientShared, Inbox};
+use crate::cluster::List;
+use crate::context::ShardId;
+use crate::engine::{Engine, EngineId, RuntimeKind, Services};
+use crate::lane_io::LaneSetup;
+use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
+use crate::ring::doorbell::{Doorbell, EventFd};
+use crate::route::RouteTable;
+use crate::runtime::drive::Idle;
+use crate::service::{BindContext, Bound, Declaration, Routes, State};
+use crate::shard::core::Handlers;
+use crate::shard::mesh::mesh;
+use crate::shard::{Control, Seed};
+use crate::stats::ShardCounters;
+use crate::tasks::Ready;
+
+/// Which runtime the shards use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Runtime {
+    /// glommio if io_uring is usable, else epoll; the reason is logged and can be asked for ([`Engine::fallback`]).
+    #[default]
+    Auto,
+    /// glommio, or a start error.
+    Glommio,
+    /// epoll.
+    Epoll,
+}
+
+/// Why an engine did not start. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// No shards.
+    #[error("an engine has at least one shard and at most {SHARDS_MAX}; {0} were asked for")]
+    Shards(usize),
+    /// A core that this process may not run on.
+    #[error("core {core} does not exist or is not in this process's affinity mask; see `taskset -p`")]
+    NoSuchCore {
+        /// The core that was asked for.
+        core: usize,
+    },
+    /// A service on a shard that the engine does not have.
+    #[error("the service {service} is to run on shard {shard}, but the engine has shards 0 to {last} only")]
+    NoSuchShard {
+        /// The service.
+        service: &'static str,
+        /// The shard that was asked for.
+        shard: u16,
+        /// The last shard that exists.
+        last: u16,
+    },
+    /// Two services that handle one request.
+    #[error("the request {message} has two handlers, in {first} and in {second}; a request has one")]
+    TwoHandlers {
+        /// The request.
+        message: String,
+        /// One service.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// Two message types with one name and version.
+    #[error("the message types {first} and {second} have one id (name and version {version}); give one of them another `name` or `version`")]
+    SameId {
+        /// One type's message name.
+        first: String,
+        /// The other's.
+        second: String,
+        /// Their version.
+        version: u16,
+    },
+    /// A service's constructor or its routes panicked.
+    #[error("a service panicked while {shard} was made; the panic is in the log")]
+    ServicePanicked {
+        /// Where.
+        shard: ShardId,
+    },
+    /// The node's own name or the list of nodes is not valid.
+    #[error("cluster: {0}")]
+    Cluster(String),
+    /// A bind off loopback, without a decision that this is wanted.
+    #[error(
+        "{endpoint} is not a loopback address, and lanes are not authenticated: anyone who reaches it could call this node. \
+         Bind to 127.0.0.1, or say `.insecure()` if the network is closed"
+    )]
+    OffLoopback {
+        /// The endpoint.
+        endpoint: SocketAddr,
+    },
+    /// The endpoint cannot be listened on.
+    #[error("could not listen: {0}; is another process using the port?")]
+    Listen(#[source] io::Error),
+    /// The sockets of a shard could not be made.
+    #[error("could not make a shard's epoll or eventfd: {0}; is the limit of open files too low (`ulimit -n`)?")]
+    Sockets(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("could not start a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The runtime that was asked for cannot be had.
+    #[error("the runtime that was asked for is not usable: {0}")]
+    Runtime(String),
+    /// A shard's thread ended before it was ready.
+    #[error("a shard's thread ended before it was ready; its panic is in the log")]
+    ShardDied,
+}
+
+/// A service, its types erased.
+struct Service {
+    name: &'static str,
+    shards: Option<Vec<u16>>,
+    declare: Box<dyn Fn() -> Vec<Declaration> + Send + Sync>,
+    bind: Box<dyn Fn(ShardId, &BindContext, &mut Handlers) + Send + Sync>,
+}
+
+/// Describes an engine. Made by [`Engine::builder`].
+#[must_use = "an engine runs when it is started"]
+pub struct Builder {
+    services: Vec<Service>,
+    shards: Option<usize>,
+    cores: Option<Vec<usize>>,
+    idle: Idle,
+    runtime: Runtime,
+    calls_max: u32,
+    tasks_max: usize,
+    deadline: Duration,
+    cluster: Option<List>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("services", &self.services.iter().map(|service| service.name).collect::<Vec<_>>())
+            .field("shards", &self.shards)
+            .field("idle", &self.idle)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            services: Vec::new(),
+            shards: None,
+            cores: None,
+            idle: Idle::default(),
+            runtime: Runtime::default(),
+            calls_max: CALLS_MAX,
+            tasks_max: TASKS_PER_ROUTE,
+            deadline: DEADLINE,
+            cluster: None,
+        }
+    }
+
+    /// A service on every shard: `new` makes each shard's instance, on that shard's thread; `routes` names the handlers.
+    pub fn service<S, New, Declare>(self, new: New, routes: Declare) -> Self
+    where
+        S: 'static,
+        New: Fn(ShardId) -> S + Send + Sync + 'static,
+        Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
+    {
+        self.add(None, new, routes)
+    }
+
+    /// A service on the named shards only.
+    pub fn service_on<S, New, Declare>(
+        self,
+        shards: impl IntoIterator<Item = u16>,
+        new: New,
+        routes: Declare,
+    ) -> Self
+    where
+        S: 'static,
+        New: Fn(ShardId) -> S + Send + Sync + 'static,
+        Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
+    {
+        self.add(Some(shards.into_iter().collect()), new, routes)
+    }
+
+    fn add<S, New, Declare>(mut self, shards: Option<Vec<u16>>, new: New, routes: Declare) -> Self
+    where
+        S: 'static,
+        New: Fn(ShardId) -> S + Send + Sync + 'static,
+        Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
+    {
+        let routes = Arc::new(routes);
+        let declared = routes.clone();
+        self.services.push(Service {
+            name: std::any::type_name::<S>(),
+            shards,
+            declare: Box::new(move || {
+                declared(Routes::new()).entries.into_iter().map(|(declaration, _)| declaration).collect()
+            }),
+            bind: Box::new(move |shard, bind, handlers| {
+                let state = Rc::new(State::new(new(shard)));
+                for (declaration, entry) in routes(Routes::new()).entries {
+                    let index = declaration.type_index.get() as usize;
+                    match entry(&state, bind.clone()) {
+                        Bound::Request(handler) => {
+                            if handlers.requests.len() <= index {
+                                handlers.requests.resize_with(index + 1, || None);
+                            }
+                            handlers.requests[index] = Some(handler);
+                        }
+                        Bound::Event(listener) => {
+                            if handlers.events.len() <= index {
+                                handlers.events.resize_with(index + 1, Vec::new);
+                            }
+                            handlers.events[index].push(listener);
+                        }
+                    }
+                }
+            }),
+        });
+        self
+    }
+
+    /// How many shards. Default: one for each core that the process may use. More than cores is allowed, and slow.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = Some(shards);
+        self
+    }
+
+    /// Which cores, one for each shard.
+    pub fn cores(mut self, cores: impl IntoIterator<Item = usize>) -> Self {
+        self.cores = Some(cores.into_iter().collect());
+        self
+    }
+
+    /// What shards do when there is nothing to do. Default: [`Idle::Park`].
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// Which runtime. Default: [`Runtime::Auto`].
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// How many calls each shard may have in flight. Default: 4,096. At least 1.
+    pub fn calls_max(mut self, calls: u32) -> Self {
+        self.calls_max = calls.clamp(1, 1 << 20);
+        self
+    }
+
+    /// How many async handlers may run at once for each route of each shard. Default: 1,024.
+    pub fn tasks_max(mut self, tasks: usize) -> Self {
+        self.tasks_max = tasks.clamp(1, 1 << 20);
+        self
+    }
+
+    /// The time that a call may take unless it says otherwise. Default: 5 s.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Makes the engine a node of a cluster.
+    pub fn cluster(mut self, cluster: List) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// Starts the engine. Returns when every shard is ready; installs no signal handler.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started.
+    pub fn start(self) -> Result<Engine, StartError> {
+        let (runtime, fallback) = choose_runtime(self.runtime)?;
+        Engine::start(self.plan(runtime, fallback)?)
+    }
+
+    /// Checks everything that can be checked before a thread is started.
+    pub(crate) fn plan(self, runtime: RuntimeKind, fallback: Option<String>) -> Result<Plan, StartError> {
+        let cores = self.placement()?;
+        let shards = cores.len() as u16;
+        let routes = Arc::new(RouteTable::build(&self.declared(shards)?)?);
+        let (listener, lanes) = match &self.cluster {
+            Some(list) => list.open(routes.contracts(), shards).map(|(listener, setup)| (Some(listener), Some(setup)))?,
+            None => (None, None),
+        };
+        let doorbells = (0..shards)
+            .map(|_| EventFd::new().map(|signal| Arc::new(Doorbell::new(signal))).map_err(StartError::Sockets))
+            .collect::<Result<Vec<_>, _>>()?;
+        let tasks_total = self.tasks_max * routes.len().max(1);
+        let inboxes: Box<[Arc<Inbox>]> =
+            doorbells.iter().map(|doorbell| Arc::new(Inbox::new(INBOX_CALLS, doorbell.clone()))).collect();
+        let control = Arc::new(Control::default());
+        let counters: Vec<_> = doorbells.iter().map(|_| Arc::new(CachePadded::new(ShardCounters::default()))).collect();
+        let seeds = mesh(&doorbells)
+            .into_iter()
+            .zip(&doorbells)
+            .zip(&counters)
+            .enumerate()
+            .map(|(index, ((ends, doorbell), counters))| Seed {
+                id: ShardId(index as u16),
+                routes: routes.clone(),
+                counters: counters.clone(),
+                ends,
+                inboxes: inboxes.clone(),
+                doorbell: doorbell.clone(),
+                bind: BindContext {
+                    tasks_max: self.tasks_max,
+                    ready: Arc::new(Ready::new(tasks_total, doorbell.clone())),
+                },
+                control: control.clone(),
+                lanes: lanes.clone(),
+                calls_max: self.calls_max,
+                deadline: self.deadline,
+            })
+            .collect();
+        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes, self.deadline));
+        let services = services(self.services);
+        Ok(Plan {
+            seeds,
+            services,
+            listener,
+            lanes,
+            cores,
+            idle: self.idle,
+            runtime,
+            fallback,
+            control,
+            doorbells,
+            counters,
+            shared,
+        })
+    }
+
+    fn declared(&self, shards: u16) -> Result<Vec<(Declaration, Box<[u16]>)>, StartError> {
+        let mut declared = Vec::new();
+        for service in &self.services {
+            let on: Box<[u16]> = match &service.shards {
+                None => (0..shards).collect(),
+                Some(named) => {
+                    if let Some(&shard) = named.iter().find(|&&shard| shard >= shards) {
+                        return Err(StartError::NoSuchShard { service: service.name, shard, last: shards - 1 });
+                    }
+                    named.as_slice().into()
+                }
+            };
+            declared.extend((service.declare)().into_iter().map(|declaration| (declaration, on.clone())));
+        }
+        Ok(declared)
+    }
+
+    /// The core of each shard.
+    fn placement(&self) -> Result<Vec<usize>, StartError> {
+        let usable: Vec<usize> =
+            core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+        let cores = match (&self.cores, self.shards) {
+            (Some(cores), _) => cores.clone(),
+            (None, Some(shards)) => usable.iter().copied().cycle().take(shards).collect(),
+            (None, None) => usable.clone(),
+        };
+        if cores.is_empty() || cores.len() > SHARDS_MAX {
+            return Err(StartError::Shards(cores.len()));
+        }
+        if let Some(&core) = cores.iter().find(|core| !usable.contains(core)) {
+            return Err(StartError::NoSuchCore { core });
+        }
+        if cores.len() > usable.len() {
+            tracing::warn!(shards = cores.len(), cores = usable.len(), "more shards than cores: they will take turns");
+        }
+        Ok(cores)
+    }
+}
+
+/// All that is needed to start, checked.
+pub(crate) struct Plan {
+    pub(crate) seeds: Vec<Seed>,
+    pub(crate) services: Services,
+    pub(crate) listener: Option<std::os::fd::OwnedFd>,
+    pub(crate) lanes: Option<LaneSetup>,
+    pub(crate) cores: Vec<usize>,
+    pub(crate) idle: Idle,
+    pub(crate) runtime: RuntimeKind,
+    pub(crate) fallback: Option<String>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) doorbells: Vec<Arc<Doorbell<EventFd>>>,
+    pub(crate) counters: Vec<Arc<CachePadded<ShardCounters>>>,
+    pub(crate) shared: Arc<ClientShared>,
+}
+
+fn services(all: Vec<Service>) -> Services {
+    Arc::new(move |shard, bind| {
+        let mut handlers = Handlers::default();
+        for service in &all {
+            if service.shards.as_ref().is_none_or(|named| named.contains(&shard.0)) {
+                (service.bind)(shard, bind, &mut handlers);
+            }
+        }
+        handlers
+    })
+}
+
+fn engine_id() -> EngineId {
+    use catga_discovery::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed) // a ticket: partners with nothing
+}
+
+fn choose_runtime(wanted: Runtime) -> Result<(RuntimeKind, Option<String>), StartError> {
+    if wanted == Runtime::Epoll {
+        return Ok((RuntimeKind::Epoll, None));
+    }
+    #[cfg(feature = "glommio")]
+    let probed = crate::runtime::glommio::probe();
+    #[cfg(not(feature = "glommio"))]
+    let probed: Result<(), String> = Err("this build has no glommio feature".into());
+    match probed {
+        Ok(()) => Ok((RuntimeKind::Glommio, None)),
+        Err(reason) if wanted == Runtime::Glommio => Err(StartError::Runtime(reason)),
+        Err(reason) => {
+            tracing::warn!(reason, "io_uring is not usable; shards wait in epoll instead");
+            Ok((RuntimeKind::Epoll, Some(reason)))
+        }
+    }
+}

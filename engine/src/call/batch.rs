@@ -1,0 +1,254 @@
+//! Many calls at once, for throughput.
+//!
+//! A future for each call costs a waker and a poll for each (a hundred nanoseconds in any executor). A batch has one waker
+//! for all: each request still has its own header, slot, deadline, dispatch and outcome, and the outcomes of one turn
+//! are handed out together, each read in place in its slot.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use catga_codec::{CallId, OwnedFrame, Request};
+
+use crate::call::table::{BatchId, Ending, Target, Waiter};
+use crate::context::Context;
+use crate::error::{CallError, Unknown};
+use crate::pool;
+use crate::reply::{Reply, conclude};
+use crate::shard::core::Attempt;
+use crate::time::Time;
+
+/// How many calls of a batch are in flight at once, unless it says otherwise.
+const IN_FLIGHT: usize = 1024;
+
+/// Many calls: made by [`Context::send_batch`]. Choose how to take the outcomes: [`for_each`](Batch::for_each) or
+/// [`collect`](Batch::collect).
+#[must_use = "a batch is sent when its outcomes are awaited"]
+pub struct Batch<'a, R: Request, I: Iterator<Item = R>> {
+    ctx: &'a Context,
+    requests: I,
+    in_flight: usize,
+    within: Option<Duration>,
+}
+
+impl<R: Request, I: Iterator<Item = R>> std::fmt::Debug for Batch<'_, R, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("message", &R::NAME).field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+/// One outcome of a batch: the reply in place, or why there is none.
+pub type Outcome<'r, R> =
+    Result<&'r catga_codec::Archived<<R as Request>::Reply>, CallError<<R as Request>::Error>>;
+
+impl<'a, R: Request, I: Iterator<Item = R>> Batch<'a, R, I> {
+    pub(crate) fn new(ctx: &'a Context, requests: I) -> Self {
+        Self { ctx, requests, in_flight: IN_FLIGHT, within: None }
+    }
+
+    /// How many calls are in flight at once. Default 1,024; at least 1.
+    pub fn in_flight(mut self, calls: usize) -> Self {
+        self.in_flight = calls.max(1);
+        self
+    }
+
+    /// The time each call may take, from when it is sent.
+    pub fn within(mut self, deadline: Duration) -> Self {
+        self.within = Some(deadline);
+        self
+    }
+
+    /// Sends all of them, and hands each outcome with its request's place in the batch to `take`, in the order in which
+    /// they come back. The reply is lent in place: nothing is copied out.
+    ///
+    /// `take` runs in the shard's turn; it may send and publish through the context, but should not take long.
+    pub async fn for_each(self, take: impl FnMut(usize, Outcome<'_, R>)) {
+        Run::new(self, take).await;
+    }
+
+    /// Sends all of them, and returns the outcomes in the order of the requests.
+    pub async fn collect(self) -> Vec<Result<Reply<R::Reply>, CallError<R::Error>>> {
+        let mut outcomes: Vec<Option<Result<Reply<R::Reply>, CallError<R::Error>>>> = Vec::new();
+        let keep = |place: usize, ending: Ending, frame: OwnedFrame| {
+            if outcomes.len() <= place {
+                outcomes.resize_with(place + 1, || None);
+            }
+            outcomes[place] = Some(conclude::<R>(ending, frame));
+            None
+        };
+        Run::with(self, keep).await;
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.unwrap_or(Err(CallError::Unknown(Unknown::Stopped))))
+            .collect()
+    }
+}
+
+/// The work of a batch. `Settle` is given each ending with its frame, and may give the frame back.
+struct Run<'a, R: Request, I: Iterator<Item = R>, Settle> {
+    ctx: &'a Context,
+    requests: I,
+    exhausted: bool,
+    /// A request for which there was no room, and its slot.
+    stalled: Option<(R, CallId)>,
+    next: u32,
+    flying: usize,
+    in_flight: usize,
+    within: Option<Duration>,
+    batch: Option<BatchId>,
+    done: Vec<u32>,
+    settle: Settle,
+}
+
+impl<'a, R: Request, I: Iterator<Item = R>> Run<'a, R, I, ()> {
+    fn with<Settle>(batch: Batch<'a, R, I>, settle: Settle) -> Run<'a, R, I, Settle>
+    where
+        Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
+    {
+        let Batch { ctx, requests, in_flight, within } = batch;
+        Run {
+            ctx,
+            requests,
+            exhausted: false,
+            stalled: None,
+            next: 0,
+            flying: 0,
+            in_flight,
+            within,
+            batch: None,
+            done: Vec::new(),
+            settle,
+        }
+    }
+
+    #[expect(clippy::new_ret_no_self, reason = "the closure's type is part of the run")]
+    fn new<Take>(
+        batch: Batch<'a, R, I>,
+        mut take: Take,
+    ) -> Run<'a, R, I, impl FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>>
+    where
+        Take: FnMut(usize, Outcome<'_, R>),
+    {
+        Self::with(batch, move |place, ending, frame| {
+            if ending != Ending::Reply {
+                take(place, conclude::<R>(ending, frame).map(|_| unreachable!("only a reply is one")));
+                return None;
+            }
+            match frame.access::<R::Reply>() {
+                Ok(reply) => take(place, Ok(reply)),
+                Err(_) => take(place, Err(CallError::Unknown(Unknown::Unreadable))),
+            }
+            Some(frame)
+        })
+    }
+}
+
+impl<R, I, Settle> Run<'_, R, I, Settle>
+where
+    R: Request,
+    I: Iterator<Item = R>,
+    Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
+{
+    /// Hands out the endings that have come.
+    fn harvest(&mut self, batch: BatchId, cx: &TaskContext<'_>) {
+        let core = self.ctx.core();
+        let mut done = std::mem::take(&mut self.done);
+        core.calls.borrow_mut().batch_done(batch, &mut done, cx.waker());
+        for &index in &done {
+            // The slot's frame is taken out while `settle` runs, because that may make calls of its own.
+            let taken = core.calls.borrow_mut().batch_take(index);
+            let Some((id, token, ending, frame)) = taken else { continue };
+            self.flying -= 1;
+            if self.stalled.as_ref().is_some_and(|(_, stalled)| *stalled == id) {
+                self.stalled = None;
+            }
+            let frame = (self.settle)(token as usize, ending, frame.unwrap_or_else(pool::take));
+            if let Some(frame) = frame {
+                core.calls.borrow_mut().put_frame(index, frame);
+            }
+        }
+        done.clear();
+        self.done = done;
+    }
+
+    /// Sends while there is something to send, and room. Calls that end at once (same shard) are bounded for each poll,
+    /// so that a long batch does not keep the shard from its other work. Says whether it stopped for that.
+    fn send(&mut self, batch: BatchId) -> bool {
+        let core = self.ctx.core();
+        if let Some((request, call)) = self.stalled.take() {
+            let waits = core.calls.borrow_mut().waiting(call);
+            let Some(deadline) = waits else { return false };
+            self.attempt(request, deadline, Some(call), batch);
+        }
+        let last = self.next.saturating_add(self.in_flight as u32);
+        while self.stalled.is_none() && !self.exhausted && self.flying < self.in_flight {
+            if self.next == last {
+                return true;
+            }
+            let Some(request) = self.requests.next() else {
+                self.exhausted = true;
+                return false;
+            };
+            let most = self.ctx.deadline();
+            let deadline = (core.now() + self.within.unwrap_or(core.deadline)).min(most);
+            self.flying += 1;
+            self.attempt(request, deadline, None, batch);
+        }
+        false
+    }
+
+    fn attempt(&mut self, request: R, deadline: Time, slot: Option<CallId>, batch: BatchId) {
+        let core = self.ctx.core();
+        // A stalled request has its place already; only one can be stalled, and it is the last that was taken.
+        let place = if slot.is_some() { self.next - 1 } else { self.next };
+        self.next = place + 1;
+        match core.attempt(&request, deadline, slot, || (Waiter::Batch(batch), place)) {
+            Attempt::Ended(ending, frame) => {
+                self.flying -= 1;
+                let frame = (self.settle)(place as usize, ending, frame.unwrap_or_else(pool::take));
+                if let Some(frame) = frame {
+                    pool::give(frame);
+                }
+            }
+            Attempt::Sent(_) => {}
+            Attempt::Waiting(call) => self.stalled = Some((request, call)),
+        }
+    }
+}
+
+impl<R, I, Settle> Future for Run<'_, R, I, Settle>
+where
+    R: Request,
+    I: Iterator<Item = R>,
+    Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let in_flight = this.in_flight;
+        let core = this.ctx.core();
+        let batch = *this.batch.get_or_insert_with(|| core.calls.borrow_mut().batch_open(in_flight));
+        this.harvest(batch, cx);
+        if this.send(batch) {
+            cx.waker().wake_by_ref();
+        }
+        if this.exhausted && this.flying == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+// Nothing in it is pinned: the iterator and the closure are only called.
+impl<R: Request, I: Iterator<Item = R>, Settle> Unpin for Run<'_, R, I, Settle> {}
+
+impl<R: Request, I: Iterator<Item = R>, Settle> Drop for Run<'_, R, I, Settle> {
+    fn drop(&mut self) {
+        let Some(batch) = self.batch else { return };
+        let core = self.ctx.core();
+        let mut given_up: Vec<(CallId, Target)> = Vec::new();
+        core.calls.borrow_mut().batch_close(batch, |call, target| given_up.push((call, target)));
+        for (call, target) in given_up {
+            core.cancel(call, target);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The future of one call, inside a shard.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use catga_codec::{CallId, Request};
+
+use crate::call::table::Waiter;
+use crate::context::Context;
+use crate::error::{CallError, NotSent};
+use crate::pool;
+use crate::reply::{Reply, conclude};
+use crate::shard::core::{Attempt, register};
+use crate::time::Time;
+
+/// A call: a future of the reply. Made by [`Context::send`].
+///
+/// Nothing is sent before the first poll. Dropping it gives the call up: the other side is told to stop working on it.
+#[must_use = "a call is sent when it is polled"]
+pub struct Call<'a, R: Request> {
+    ctx: &'a Context,
+    request: &'a R,
+    deadline: Option<Time>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Unsent,
+    /// Waits for room on the way.
+    Waiting(CallId),
+    InFlight(CallId),
+    Ended,
+}
+
+impl<R: Request> std::fmt::Debug for Call<'_, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call").field("message", &R::NAME).field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl<'a, R: Request> Call<'a, R> {
+    pub(crate) fn new(ctx: &'a Context, request: &'a R) -> Self {
+        Self { ctx, request, deadline: None, stage: Stage::Unsent }
+    }
+
+    /// The time the call may take, from now. What is left of the handler's own time bounds it all the same.
+    pub fn within(mut self, deadline: Duration) -> Self {
+        let core = self.ctx.core();
+        self.deadline = Some((core.now() + deadline).min(self.ctx.deadline()));
+        self
+    }
+
+    fn attempt(&mut self, slot: Option<CallId>, cx: &mut TaskContext<'_>) -> Poll<<Self as Future>::Output> {
+        let core = self.ctx.core();
+        let deadline = self.deadline.unwrap_or_else(|| self.ctx.deadline().min(core.now() + core.deadline));
+        match core.attempt(self.request, deadline, slot, || (Waiter::Task(cx.waker().clone()), 0)) {
+            Attempt::Ended(ending, frame) => {
+                self.stage = Stage::Ended;
+                Poll::Ready(conclude::<R>(ending, frame.unwrap_or_else(pool::take)))
+            }
+            Attempt::Sent(call) => {
+                self.stage = Stage::InFlight(call);
+                Poll::Pending
+            }
+            Attempt::Waiting(call) => {
+                self.stage = Stage::Waiting(call);
+                register(core, call, cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<R: Request> Future for Call<'_, R> {
+    type Output = Result<Reply<R::Reply>, CallError<R::Error>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let call = match this.stage {
+            Stage::Unsent => return this.attempt(None, cx),
+            Stage::Waiting(call) | Stage::InFlight(call) => call,
+            Stage::Ended => return Poll::Ready(Err(CallError::NotSent(NotSent::Deadline))),
+        };
+        let mut calls = this.ctx.core().calls.borrow_mut();
+        if let Some((ending, frame)) = calls.take(call) {
+            drop(calls);
+            this.stage = Stage::Ended;
+            return Poll::Ready(conclude::<R>(ending, frame));
+        }
+        if matches!(this.stage, Stage::Waiting(_)) && calls.waiting(call).is_some() {
+            drop(calls);
+            return this.attempt(Some(call), cx);
+        }
+        calls.register(call, cx.waker());
+        Poll::Pending
+    }
+}
+
+impl<R: Request> Drop for Call<'_, R> {
+    fn drop(&mut self) {
+        let (Stage::Waiting(call) | Stage::InFlight(call)) = self.stage else { return };
+        let core = self.ctx.core();
+        let target = core.calls.borrow_mut().abandon(call);
+        if let Some(target) = target {
+            core.cancel(call, target);
+        }
+    }
+}
+
+impl<R: Request> Unpin for Call<'_, R> {}

@@ -1,0 +1,425 @@
+//! The table of calls in flight: a bounded slab of slots, each with one outcome.
+//!
+//! A call is named by its slot and the slot's generation. The generation changes whenever the slot is freed, so an answer
+//! that comes after its call ended finds no call and is counted, never given to the next user of the slot.
+//! Generation 0 is never used: a call id of all zeros names nothing.
+//!
+//! The table decides *what* an ending is: a call that still waits for room ends as [`NotSent`], one that left as
+//! [`Unknown`]. Who is told, and how, is the caller's business: endings return the [`Waiter`] to wake.
+
+use std::task::Waker;
+use std::time::Duration;
+
+use catga_codec::{CallId, Contract, OwnedFrame};
+
+use crate::error::{Failure, NotSent, Refusal, Unknown};
+use crate::limits::EXPIRY_SWEEP;
+use crate::pool;
+use crate::time::Time;
+
+/// How a call ended. `Reply` and `Rejected` have their frame in the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Reply,
+    Rejected,
+    Refused(Refusal),
+    Failed(Failure),
+    NotSent(NotSent),
+    Unknown(Unknown),
+}
+
+/// Where a request went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A handler of this shard.
+    Here,
+    /// Another shard of this engine.
+    Shard(u16),
+    /// A lane, with the offset in its stream at which the frame begins.
+    Lane { lane: LaneKey, offset: u64 },
+}
+
+/// A lane of this shard: its place, and which of the lanes that had the place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LaneKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Who is told when the call ends. `F` is what a forwarded call answers to.
+#[derive(Debug)]
+pub(crate) enum Waiter<F> {
+    /// Nobody yet; whoever asks will find the ending in the slot.
+    Nobody,
+    /// A future that was polled.
+    Task(Waker),
+    /// A batch, which collects the slots that are done.
+    Batch(BatchId),
+    /// The call is made on behalf of someone else, who gets the answer as it is.
+    Forward(F),
+}
+
+/// A batch of this table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchId(u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Free { next: u32 },
+    Waiting,
+    Sent(Target),
+    Done(Ending),
+}
+
+struct Slot<F> {
+    generation: u32,
+    /// A batch's own number for the call.
+    token: u32,
+    phase: Phase,
+    deadline: Time,
+    waiter: Waiter<F>,
+    answer: Option<OwnedFrame>,
+    /// What a forwarded call's sender means by its message, if it waits to be sent again.
+    contract: Option<fn() -> Contract>,
+}
+
+#[derive(Default)]
+struct BatchQueue {
+    done: Vec<u32>,
+    waker: Option<Waker>,
+    open: bool,
+}
+
+/// What has to be done about a call that ended.
+#[derive(Debug)]
+pub(crate) enum Wake<F> {
+    /// The slot waits to be asked.
+    Nobody,
+    /// Wake this task.
+    Task(Waker),
+    /// Pass the ending and its frame on. The slot is free already.
+    Forward(F, Ending, OwnedFrame),
+}
+
+/// The slab. `F` is what a forwarded call answers to.
+pub(crate) struct CallTable<F> {
+    slots: Vec<Slot<F>>,
+    free: u32,
+    live: u32,
+    limit: u32,
+    /// No live call expires before this.
+    earliest: Time,
+    swept: Time,
+    batches: Vec<BatchQueue>,
+}
+
+const END: u32 = u32::MAX;
+
+impl<F> CallTable<F> {
+    pub(crate) fn new(limit: u32) -> Self {
+        assert!(limit > 0 && limit < END, "a table of calls holds at least one");
+        Self {
+            slots: Vec::with_capacity(limit as usize),
+            free: END,
+            live: 0,
+            limit,
+            earliest: Time::NEVER,
+            swept: Time::ZERO,
+            batches: Vec::new(),
+        }
+    }
+
+    /// Calls that hold a slot.
+    pub(crate) fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// A slot for a new call, or none if the table is full.
+    #[inline]
+    pub(crate) fn open(&mut self, deadline: Time, waiter: Waiter<F>) -> Option<CallId> {
+        self.open_with_token(deadline, waiter, 0)
+    }
+
+    #[inline]
+    pub(crate) fn open_with_token(&mut self, deadline: Time, waiter: Waiter<F>, token: u32) -> Option<CallId> {
+        let index = if self.free != END {
+            self.free
+        } else if self.slots.len() < self.limit as usize {
+            self.slots.push(Slot {
+                generation: 1,
+                token: 0,
+                phase: Phase::Free { next: END },
+                deadline: Time::NEVER,
+                waiter: Waiter::Nobody,
+                answer: None,
+                contract: None,
+            });
+            self.slots.len() as u32 - 1
+        } else {
+            return None;
+        };
+        let slot = &mut self.slots[index as usize];
+        if let Phase::Free { next } = slot.phase {
+            self.free = next;
+        }
+        slot.phase = Phase::Waiting;
+        slot.token = token;
+        slot.deadline = deadline;
+        slot.waiter = waiter;
+        self.live += 1;
+        self.earliest = self.earliest.min(deadline);
+        Some(CallId { slot: index, generation: slot.generation })
+    }
+
+    /// A slot for a call that is made on behalf of someone else; gives that one back if the table is full.
+    pub(crate) fn open_forward(
+        &mut self,
+        deadline: Time,
+        to: F,
+        contract: Option<fn() -> Contract>,
+    ) -> Result<CallId, F> {
+        let Some(call) = self.open(deadline, Waiter::Nobody) else { return Err(to) };
+        let slot = &mut self.slots[call.slot as usize];
+        slot.waiter = Waiter::Forward(to);
+        slot.contract = contract;
+        Ok(call)
+    }
+
+    /// The contract that a forwarded call was opened with.
+    pub(crate) fn contract(&mut self, id: CallId) -> Option<fn() -> Contract> {
+        self.find(id)?.contract
+    }
+
+    /// Whether a call went over this lane, so that an answer from there is an answer to it.
+    #[inline]
+    pub(crate) fn went_over(&mut self, id: CallId, over: LaneKey) -> bool {
+        self.find(id).is_some_and(|slot| matches!(slot.phase, Phase::Sent(Target::Lane { lane, .. }) if lane == over))
+    }
+
+    /// The request is on its way.
+    #[inline]
+    pub(crate) fn sent(&mut self, id: CallId, target: Target) {
+        if let Some(slot) = self.find(id) {
+            debug_assert_eq!(slot.phase, Phase::Waiting);
+            slot.phase = Phase::Sent(target);
+        }
+    }
+
+    #[inline]
+    fn find(&mut self, id: CallId) -> Option<&mut Slot<F>> {
+        let slot = self.slots.get_mut(id.slot as usize)?;
+        (slot.generation == id.generation && !matches!(slot.phase, Phase::Free { .. })).then_some(slot)
+    }
+
+    fn find_index(&mut self, id: CallId) -> Option<usize> {
+        self.find(id).map(|_| id.slot as usize)
+    }
+
+    /// The deadline of a call that still waits for room.
+    pub(crate) fn waiting(&mut self, id: CallId) -> Option<Time> {
+        let slot = self.find(id)?;
+        (slot.phase == Phase::Waiting).then_some(slot.deadline)
+    }
+
+    /// Notes whom to wake. Keeps the waker that is there if it wakes the same task.
+    #[inline]
+    pub(crate) fn register(&mut self, id: CallId, waker: &Waker) {
+        if let Some(slot) = self.find(id) {
+            match &slot.waiter {
+                Waiter::Task(known) if known.will_wake(waker) => {}
+                _ => slot.waiter = Waiter::Task(waker.clone()),
+            }
+        }
+    }
+
+    /// Whom to wake because there is room for a waiting call. The call keeps its slot.
+    pub(crate) fn room_for(&mut self, id: CallId) -> Option<Waker> {
+        let index = self.find_index(id)?;
+        match &self.slots[index].waiter {
+            Waiter::Task(waker) => Some(waker.clone()),
+            Waiter::Batch(batch) => self.batches[batch.0 as usize].waker.clone(),
+            _ => None,
+        }
+    }
+
+    /// Ends a call. `fill` writes the answer's frame; it runs only if the call is still open.
+    /// `None`: there is no such call any more, or it has its ending.
+    #[inline]
+    pub(crate) fn complete(
+        &mut self,
+        id: CallId,
+        ending: Ending,
+        fill: impl FnOnce(&mut OwnedFrame),
+    ) -> Option<Wake<F>> {
+        let slot = self.find(id)?;
+        if matches!(slot.phase, Phase::Done(_)) {
+            return None;
+        }
+        if matches!(ending, Ending::Reply | Ending::Rejected) {
+            fill(slot.answer.get_or_insert_with(pool::take));
+        }
+        slot.phase = Phase::Done(ending);
+        match slot.waiter {
+            Waiter::Batch(batch) => {
+                let queue = &mut self.batches[batch.0 as usize];
+                queue.done.push(id.slot);
+                return Some(queue.waker.take().map_or(Wake::Nobody, Wake::Task));
+            }
+            Waiter::Nobody => return Some(Wake::Nobody),
+            Waiter::Task(_) | Waiter::Forward(_) => {}
+        }
+        Some(match std::mem::replace(&mut slot.waiter, Waiter::Nobody) {
+            Waiter::Task(waker) => Wake::Task(waker),
+            Waiter::Forward(forward) => {
+                let answer = slot.answer.take().unwrap_or_else(pool::take);
+                self.release(id.slot);
+                Wake::Forward(forward, ending, answer)
+            }
+            Waiter::Nobody | Waiter::Batch(_) => Wake::Nobody,
+        })
+    }
+
+    /// The ending of a call, if it has one; the slot is free afterwards.
+    #[inline]
+    pub(crate) fn take(&mut self, id: CallId) -> Option<(Ending, OwnedFrame)> {
+        let slot = self.find(id)?;
+        let Phase::Done(ending) = slot.phase else { return None };
+        let answer = slot.answer.take().unwrap_or_else(pool::take);
+        self.release(id.slot);
+        Some((ending, answer))
+    }
+
+    /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
+    pub(crate) fn abandon(&mut self, id: CallId) -> Option<Target> {
+        let phase = self.find(id)?.phase;
+        self.release(id.slot);
+        if let Phase::Sent(target) = phase { Some(target) } else { None }
+    }
+
+    fn release(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1).max(1);
+        slot.phase = Phase::Free { next: self.free };
+        slot.waiter = Waiter::Nobody;
+        self.free = index;
+        self.live -= 1;
+    }
+
+    /// When the next sweep could find something.
+    pub(crate) fn next_expiry(&self) -> Time {
+        if self.live == 0 { Time::NEVER } else { self.earliest.max(self.swept + EXPIRY_SWEEP) }
+    }
+
+    /// Ends every call whose deadline has passed. Reading the bounded table costs a few microseconds, so it happens
+    /// only when some deadline may have passed, and not more often than [`EXPIRY_SWEEP`].
+    pub(crate) fn expire(&mut self, now: Time, mut ended: impl FnMut(Wake<F>, Option<(CallId, Target)>)) {
+        if now < self.next_expiry() {
+            return;
+        }
+        self.swept = now;
+        self.earliest = Time::NEVER;
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let (ending, target) = match slot.phase {
+                Phase::Waiting => (Ending::NotSent(NotSent::Deadline), None),
+                Phase::Sent(target) => (Ending::Unknown(Unknown::Deadline), Some(target)),
+                Phase::Free { .. } | Phase::Done(_) => continue,
+            };
+            if slot.deadline > now {
+                self.earliest = self.earliest.min(slot.deadline);
+                continue;
+            }
+            let id = CallId { slot: index as u32, generation: slot.generation };
+            if let Some(wake) = self.complete(id, ending, |_| ()) {
+                ended(wake, target.map(|target| (id, target)));
+            }
+        }
+    }
+
+    /// Ends every call for which `lost` names an ending.
+    pub(crate) fn end_where(
+        &mut self,
+        mut lost: impl FnMut(Option<Target>) -> Option<Ending>,
+        mut ended: impl FnMut(Wake<F>),
+    ) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let ending = match slot.phase {
+                Phase::Waiting => lost(None),
+                Phase::Sent(target) => lost(Some(target)),
+                Phase::Free { .. } | Phase::Done(_) => None,
+            };
+            let Some(ending) = ending else { continue };
+            let id = CallId { slot: index as u32, generation: slot.generation };
+            if let Some(wake) = self.complete(id, ending, |_| ()) {
+                ended(wake);
+            }
+        }
+    }
+
+    /// Opens a batch with room for `in_flight` endings.
+    pub(crate) fn batch_open(&mut self, in_flight: usize) -> BatchId {
+        let index = self.batches.iter().position(|queue| !queue.open).unwrap_or_else(|| {
+            self.batches.push(BatchQueue::default());
+            self.batches.len() - 1
+        });
+        let queue = &mut self.batches[index];
+        queue.open = true;
+        queue.waker = None;
+        queue.done.clear();
+        queue.done.reserve(in_flight);
+        BatchId(index as u32)
+    }
+
+    /// Exchanges the batch's list of done slots for the given empty one, and notes whom to wake next.
+    pub(crate) fn batch_done(&mut self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) {
+        let queue = &mut self.batches[batch.0 as usize];
+        std::mem::swap(&mut queue.done, done);
+        if !queue.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            queue.waker = Some(waker.clone());
+        }
+    }
+
+    /// Takes the id, the token, the ending and the frame of a done slot of a batch. The slot is free afterwards; give the
+    /// frame back with [`CallTable::put_frame`] so that the slot's next call need not ask the pool.
+    #[inline]
+    pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u32, Ending, Option<OwnedFrame>)> {
+        let slot = &mut self.slots[index as usize];
+        let Phase::Done(ending) = slot.phase else { return None };
+        let id = CallId { slot: index, generation: slot.generation };
+        let (token, answer) = (slot.token, slot.answer.take());
+        self.release(index);
+        Some((id, token, ending, answer))
+    }
+
+    /// Gives a slot the frame it had.
+    #[inline]
+    pub(crate) fn put_frame(&mut self, index: u32, frame: OwnedFrame) {
+        let answer = &mut self.slots[index as usize].answer;
+        if answer.is_none() {
+            *answer = Some(frame);
+        } else {
+            pool::give(frame);
+        }
+    }
+
+    /// Closes a batch; its calls that are still open are given up. Says where they went.
+    pub(crate) fn batch_close(&mut self, batch: BatchId, mut given_up: impl FnMut(CallId, Target)) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if matches!(slot.waiter, Waiter::Batch(of) if of == batch) {
+                let (id, phase) = (CallId { slot: index as u32, generation: slot.generation }, slot.phase);
+                self.release(index as u32);
+                if let Phase::Sent(target) = phase {
+                    given_up(id, target);
+                }
+            }
+        }
+        let queue = &mut self.batches[batch.0 as usize];
+        queue.open = false;
+        queue.waker = None;
+        queue.done.clear();
+    }
+}
+
+const _: () = assert!(EXPIRY_SWEEP.as_nanos() <= Duration::from_millis(1).as_nanos(), "promise 1: deadline + 1 ms");

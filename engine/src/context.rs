@@ -1,0 +1,101 @@
+//! `Context`: what a handler may do besides answering.
+//!
+//! It is the same as a [`Client`](crate::Client) without crossing a thread. What a handler publishes leaves when it has
+//! returned; what it sends and awaits leaves at once, because an async handler holds no borrow of its service while it
+//! waits.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use catga_codec::{Event, Request};
+
+use crate::call::{Batch, Call};
+use crate::shard::core::Core;
+use crate::time::Time;
+
+/// The place of a shard among the shards of its engine, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+impl std::fmt::Display for ShardId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "shard {}", self.0)
+    }
+}
+
+/// What a handler may do besides answering. It belongs to its shard and cannot leave it.
+#[derive(Clone)]
+pub struct Context {
+    core: Rc<Core>,
+    deadline: Time,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("shard", &self.shard()).field("remaining", &self.remaining()).finish()
+    }
+}
+
+impl Context {
+    pub(crate) fn new(core: Rc<Core>, deadline: Time) -> Self {
+        Self { core, deadline }
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    #[inline]
+    pub(crate) fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    pub(crate) fn set_deadline(&mut self, deadline: Time) {
+        self.deadline = deadline;
+    }
+
+    pub(crate) fn with_deadline(&self, deadline: Time) -> Self {
+        Self { core: self.core.clone(), deadline }
+    }
+
+    /// The shard that this handler runs on.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.core.shard
+    }
+
+    /// What is left of the time that the caller gave. The handler's own calls inherit it.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.deadline.since(self.core.now())
+    }
+
+    /// Sends a request; the future ends in exactly one outcome. See [`Call`] for what it may be told.
+    ///
+    /// To a sync handler of the same shard the handler runs inside the first poll: no queue, no allocation. To another
+    /// shard the request is archived straight into the ring.
+    ///
+    /// # Errors
+    /// The future's error says in which phase the call ended: see [`CallError`](crate::CallError).
+    #[inline]
+    pub fn send<'a, R: Request>(&'a self, request: &'a R) -> Call<'a, R> {
+        Call::new(self, request)
+    }
+
+    /// Sends many requests and hands out each outcome as it comes, many in flight at once. See [`Batch`].
+    pub fn send_batch<'a, R, I>(&'a self, requests: I) -> Batch<'a, R, I::IntoIter>
+    where
+        R: Request,
+        I: IntoIterator<Item = R>,
+    {
+        Batch::new(self, requests.into_iter())
+    }
+
+    /// Publishes an event to every service that listens, on this shard and the others. It leaves when this handler has
+    /// returned (an async one: when it next waits), and not at all if the handler panics. Does not wait; where a bound
+    /// is full the event is dropped there, and counted in [`ShardStats::events_dropped`](crate::ShardStats).
+    pub fn publish<E: Event>(&self, event: &E) {
+        self.core.publish(event);
+    }
+}

@@ -1,0 +1,59 @@
+//! What a lane is made of, and how many bytes may wait on it.
+//!
+//! ```text
+//!   0 ........ asks .................... answers .............. held
+//!   requests and events wait beyond      answers end the lane   memory never exceeds this
+//!   `asks`                               beyond `answers`
+//! ```
+//!
+//! Answers never wait: between `asks` and `answers` there is room for one small answer to each call that this side has
+//! granted, and for one frame of the largest size besides.
+
+use catga_codec::limits::{FRAME_INLINE_BYTES, FRAME_MAX_BYTES, HEADER_BYTES, REPLY_INLINE_BYTES};
+use catga_codec::padded;
+use catga_discovery::NodeId;
+
+use super::greeting::{CALLS_MAX, GREETING_BYTES_MAX, Greeting};
+
+/// Unsent bytes beyond which requests and events wait, unless configured otherwise.
+pub(crate) const SEND_BYTES_MAX: usize = 1024 * 1024;
+
+/// Room for one answer in line.
+const ANSWER_BYTES: usize = padded(HEADER_BYTES + REPLY_INLINE_BYTES);
+/// Room for the lane's own frames: at most a greeting, a heartbeat and a Close wait at a time.
+const OWN_BYTES: usize = padded(HEADER_BYTES + GREETING_BYTES_MAX) + 4 * HEADER_BYTES;
+
+/// What a lane is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneConfig {
+    /// What this side says of itself.
+    pub(crate) greeting: Greeting,
+    /// The only peer to agree with, if the dialer knows whom it dials.
+    pub(crate) expected_peer: Option<NodeId>,
+    /// Unsent bytes beyond which requests and events wait; [`SEND_BYTES_MAX`] by custom, 1 GiB at most.
+    pub(crate) send_bytes_max: usize,
+}
+
+/// How many bytes may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Requests and events are queued while less than this waits.
+    pub(crate) asks: usize,
+    /// Answers are queued while less than this waits.
+    pub(crate) answers: usize,
+    /// Memory for frames that wait, and for one of which a part has left.
+    pub(crate) held: usize,
+}
+
+impl Bounds {
+    /// The bounds of a lane that is made of this.
+    #[must_use]
+    pub(crate) fn of(config: &LaneConfig) -> Self {
+        let frame =
+            padded((config.greeting.frame_bytes_max as usize).clamp(FRAME_INLINE_BYTES, FRAME_MAX_BYTES));
+        let asks = config.send_bytes_max.min(1 << 30);
+        let answers = asks + config.greeting.calls_max.min(CALLS_MAX) as usize * ANSWER_BYTES + frame;
+        // The frame that passes the bound, and one of which a part has left.
+        Self { asks, answers, held: answers + 2 * frame + OWN_BYTES }
+    }
+}

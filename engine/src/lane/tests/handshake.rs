@@ -1,0 +1,103 @@
+//! What two greetings come to, and what keeps them apart.
+
+use catga_codec::{Contract, ContractKind, FieldPrint, MessageId};
+use catga_discovery::NodeId;
+
+use crate::lane::close::CloseReason;
+use crate::lane::greeting::{Greeting, Offer};
+use crate::lane::handshake::{Agreement, HandshakeError, Role, Verdict, agree};
+use crate::lane::model::greeting;
+
+fn dial(ours: &Greeting, theirs: &Greeting) -> Result<Agreement, HandshakeError> {
+    agree(Role::Acceptor, ours, theirs, None)
+}
+
+fn reason(change: impl Fn(&mut Greeting)) -> CloseReason {
+    let mut theirs = greeting("there");
+    change(&mut theirs);
+    dial(&greeting("here"), &theirs).unwrap_err().close_reason()
+}
+
+#[test]
+fn both_sides_come_to_the_same() {
+    let mut dialer = greeting("here");
+    let mut acceptor = greeting("there");
+    (dialer.version_max, dialer.frame_bytes_max, dialer.calls_max) = (5, 9000, 3);
+    (acceptor.version_max, acceptor.frame_bytes_max, acceptor.calls_max) = (3, 5000, 4);
+    let there = agree(Role::Acceptor, &acceptor, &dialer, None).unwrap();
+    acceptor.shard = there.shard;
+    let here = agree(Role::Dialer, &dialer, &acceptor, None).unwrap();
+    assert_eq!((here.version, there.version), (3, 3));
+    assert_eq!((here.frame_bytes_max, there.frame_bytes_max), (5000, 5000));
+    assert_eq!((here.calls_max, there.calls_max), (4, 3), "each keeps to what the other grants");
+    assert_eq!((here.shard, here.peer_shard, there.shard, there.peer_shard), (0, 1, 1, 0));
+    assert_eq!((here.peer.as_str(), there.peer.as_str()), ("there", "here"));
+}
+
+#[test]
+fn what_cannot_come_together_says_why() {
+    assert_eq!(
+        reason(|theirs| (theirs.version_min, theirs.version_max) = (2, 2)),
+        CloseReason::VersionMismatch
+    );
+    assert_eq!(reason(|theirs| theirs.cluster = "other".into()), CloseReason::ClusterMismatch);
+    assert_eq!(reason(|theirs| theirs.node = NodeId::new("here").unwrap()), CloseReason::ConnectedToSelf);
+    assert_eq!(reason(|theirs| theirs.wanted_shard = 2), CloseReason::NoSuchShard);
+    let expected = NodeId::new("third").unwrap();
+    let mut theirs = greeting("there");
+    let error = agree(Role::Dialer, &greeting("here"), &theirs, Some(&expected)).unwrap_err();
+    assert_eq!(error.close_reason(), CloseReason::UnexpectedPeer);
+    assert_eq!(
+        error.to_string(),
+        "expected node `third` at this address, and found `there`; the next view will tell where it is"
+    );
+    theirs.shard = 0;
+    let error = agree(Role::Dialer, &greeting("here"), &theirs, None).unwrap_err();
+    assert_eq!(error, HandshakeError::NoSuchShard { wanted: 1, shards: 2 });
+}
+
+/// A contract with one field.
+fn contract(name: &'static str, kind: ContractKind, path: &str, fingerprint: u64) -> Contract {
+    let fields = vec![FieldPrint { path: path.to_owned(), fingerprint }];
+    Contract { id: MessageId::of(name, 1), name, version: 1, kind, fingerprint, fields }
+}
+
+#[test]
+fn a_differing_contract_refuses_its_message_and_nothing_else() {
+    let placed = contract("placed", ContractKind::Event, "placed.order", 1);
+    let ours = contract("place", ContractKind::Request, "place.cents", 64);
+    let theirs = contract("place", ContractKind::Request, "place.cents", 32);
+    let mut left = greeting("here");
+    let mut right = greeting("there");
+    left.offers = [Offer::of(&ours, true), Offer::of(&placed, true)].into();
+    right.offers = [Offer::of(&placed, false), Offer::of(&theirs, true)].into();
+    let agreement = dial(&left, &right).unwrap();
+    assert_eq!(agreement.verdict(placed.id), Some(&Verdict::Accepted { peer_serves: false }));
+    let Some(Verdict::Refused { difference }) = agreement.verdict(ours.id) else { panic!("{agreement:?}") };
+    assert!(difference.contains("place.cents"), "{difference}");
+    assert_eq!(agreement.verdict(MessageId(1)), None, "a message that one side alone knows has no verdict");
+    let there = dial(&right, &left).unwrap();
+    assert_eq!(there.verdict(placed.id), Some(&Verdict::Accepted { peer_serves: true }));
+    // A side that only sends a message does not list it, and asks when it comes to that.
+    left.offers = [].into();
+    let agreement = dial(&left, &right).unwrap();
+    assert_eq!(agreement.judge(&placed), Some(Verdict::Accepted { peer_serves: false }));
+    assert!(matches!(agreement.judge(&ours), Some(Verdict::Refused { .. })));
+    assert_eq!(agreement.judge(&theirs), Some(Verdict::Accepted { peer_serves: true }));
+    assert_eq!(agreement.judge(&contract("other", ContractKind::Event, "other.x", 1)), None);
+}
+
+#[test]
+fn a_request_is_not_an_event_of_the_same_name() {
+    let mut right = greeting("there");
+    let mut offers = right.offers.to_vec();
+    offers[0].kind = ContractKind::Event;
+    offers[1].name = "collides".to_owned();
+    right.offers = offers.into();
+    let agreement = dial(&greeting("here"), &right).unwrap();
+    let texts: Vec<_> =
+        greeting("here").offers.iter().map(|offer| agreement.verdict(offer.id).cloned()).collect();
+    let refused = |text: &str| Some(Verdict::Refused { difference: text.to_owned() });
+    assert_eq!(texts[0], refused("`place` is a request here and an event there"));
+    assert_eq!(texts[1], refused("`placed` here and `collides` there have the same id"));
+}

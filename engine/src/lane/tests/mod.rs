@@ -1,0 +1,8 @@
+//! Tests of the lane: its parts alone, and two lanes against each other in memory.
+
+mod buffer;
+mod greeting;
+mod handshake;
+mod pair;
+mod protocol;
+mod pulse;

@@ -1,0 +1,85 @@
+//! Every bound of the engine, in one place, units last.
+//!
+//! Nothing in the engine grows past a number on this page. What a full bound does is written beside it; relations
+//! between bounds are asserted when the crate is compiled.
+
+use std::time::Duration;
+
+use catga_codec::limits::{FRAME_ALIGN_BYTES, FRAME_INLINE_BYTES, HEADER_BYTES, REPLY_INLINE_BYTES};
+
+/// Shards of one engine. More is a start error.
+pub const SHARDS_MAX: usize = 256;
+
+/// Calls that one shard may have in flight, unless configured. One more ends at once as `NotSent(TooManyCalls)`.
+/// A slot costs about 130 bytes, and 320 more from the first reply that it held.
+pub const CALLS_MAX: u32 = 4096;
+
+/// Bytes of the ring that carries requests from one shard to another. A full ring makes a call wait within its deadline.
+pub const REQUEST_RING_BYTES: usize = 256 * 1024;
+
+/// Bytes of the ring that carries the answers back. It bounds the calls in flight to one shard: each takes a credit for
+/// the largest in-line answer, so an answer always finds room.
+pub const REPLY_RING_BYTES: usize = 512 * 1024;
+
+/// The largest answer that travels in line, header included; a larger one goes by handle.
+pub const REPLY_FRAME_BYTES: usize = HEADER_BYTES + REPLY_INLINE_BYTES;
+
+/// Room for all rings into one shard; with many shards each ring gets its part of this.
+pub const RINGS_BYTES_PER_SHARD: usize = 8 * 1024 * 1024;
+
+/// The smallest ring: a few of the largest in-line frames.
+pub const RING_BYTES_MIN: usize = 16 * 1024;
+
+/// Frames taken from one ring in one turn, so that no neighbour can starve the rest of the turn.
+pub const RING_BATCH_FRAMES: usize = 512;
+
+/// Calls from foreign threads that may wait for one shard. A full inbox ends a call at once as `NotSent(Full)`.
+pub const INBOX_CALLS: usize = 4096;
+
+/// Messages that a shard's own handlers may have queued for handlers of the same shard.
+/// A full queue refuses a request as overloaded and drops an event with a count.
+pub const LOCAL_QUEUE_MESSAGES: usize = 4096;
+
+/// Events that one handler may publish before it returns. One more is dropped with a count.
+pub const OUTBOX_EVENTS: usize = 1024;
+
+/// Async handlers that may run at once for one route of one shard. One more is refused as overloaded.
+pub const TASKS_PER_ROUTE: usize = 1024;
+
+/// The largest request that is copied into a task's slot on the same terms as all others; see `pool`.
+pub const POOLED_SMALL_BYTES: usize = 320;
+
+/// Frames that each thread keeps for reuse, of each size.
+pub const POOLED_FRAMES: usize = 4096;
+
+/// The time a call may take unless it says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Calls are looked over for expiry at most this often, so a deadline is kept to within this and one turn.
+pub const EXPIRY_SWEEP: Duration = Duration::from_micros(500);
+
+/// Lanes that one shard may hold, in both directions together. One more connection is closed at once, and counted.
+pub const LANES_MAX: usize = 1024;
+
+/// Unanswered calls that a lane accepts from its peer, unless configured otherwise.
+pub const LANE_CALLS_MAX: u32 = 8192;
+
+/// The longest frame that a lane accepts from its peer.
+pub const LANE_FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// The first pause before a lost lane is dialled again; it doubles, with jitter, up to [`REDIAL_MAX`].
+pub const REDIAL_MIN: Duration = Duration::from_millis(20);
+
+/// The longest pause before a lost lane is dialled again.
+pub const REDIAL_MAX: Duration = Duration::from_secs(2);
+
+/// How long one attempt to connect may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a dropped engine drains before what is left is refused.
+pub const DROP_DRAIN: Duration = Duration::from_millis(500);
+
+const _: () = assert!(POOLED_SMALL_BYTES >= REPLY_FRAME_BYTES);
+const _: () = assert!(POOLED_SMALL_BYTES.is_multiple_of(FRAME_ALIGN_BYTES));
+const _: () = assert!(RING_BYTES_MIN >= 2 * FRAME_INLINE_BYTES && RING_BYTES_MIN.is_power_of_two());
+const _: () = assert!(REQUEST_RING_BYTES.is_power_of_two() && REPLY_RING_BYTES.is_power_of_two());

@@ -1,0 +1,152 @@
+//! Where messages are handled inside the engine.
+//!
+//! The table is built once, when the engine starts, from what the services declare, and is shared read-only by all shards
+//! and clients. It is indexed by the dense type index that each message type has in this process, so finding a handler
+//! hashes nothing. Frames from other nodes carry the message's id instead; one small map leads from it to the index.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use catga_codec::{Contract, MessageId, TypeIndex};
+
+use crate::builder::StartError;
+use crate::service::Declaration;
+
+/// The shards that handle one message.
+#[derive(Clone, Debug)]
+pub(crate) struct Shards {
+    shards: Box<[u16]>,
+    keyed: bool,
+}
+
+/// Which shard gets one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement<'a> {
+    /// The owner of its key.
+    Owner(u16),
+    /// A request: any one of these. An event: all of these.
+    AnyOf(&'a [u16]),
+}
+
+impl Shards {
+    /// A key belongs to one of the shards that handle the message: the same on every node with as many of them.
+    #[inline]
+    pub(crate) fn place(&self, key: u64) -> Placement<'_> {
+        if self.keyed {
+            // The high half of the product spreads evenly without a division.
+            let index = (u128::from(key) * self.shards.len() as u128) >> 64;
+            Placement::Owner(self.shards[index as usize])
+        } else {
+            Placement::AnyOf(&self.shards)
+        }
+    }
+
+    #[inline]
+    pub(crate) fn includes(&self, shard: u16) -> bool {
+        self.shards.contains(&shard)
+    }
+}
+
+/// A hasher for keys that are hashes already.
+#[derive(Default)]
+pub(crate) struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 << 8) | u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+pub(crate) type ByMessage<T> = HashMap<MessageId, T, BuildHasherDefault<AlreadyHashed>>;
+
+/// Where each message is handled in this engine.
+#[derive(Debug, Default)]
+pub(crate) struct RouteTable {
+    requests: Vec<Option<Shards>>,
+    events: Vec<Option<Shards>>,
+    by_id: ByMessage<TypeIndex>,
+    contracts: Vec<Contract>,
+}
+
+impl RouteTable {
+    /// Merges what all services declare. `declared` pairs each declaration with the shards of its service.
+    pub(crate) fn build(declared: &[(Declaration, Box<[u16]>)]) -> Result<Self, StartError> {
+        let mut table = Self::default();
+        let mut handled_by: ByMessage<&Declaration> = ByMessage::default();
+        for (declaration, shards) in declared {
+            let contract = &declaration.contract;
+            if let Some(first) = handled_by.insert(contract.id, declaration) {
+                if first.type_index != declaration.type_index {
+                    return Err(StartError::SameId {
+                        first: first.contract.name.to_string(),
+                        second: contract.name.to_string(),
+                        version: contract.version,
+                    });
+                }
+                if declaration.is_request {
+                    return Err(StartError::TwoHandlers {
+                        message: contract.name.to_string(),
+                        first: first.service,
+                        second: declaration.service,
+                    });
+                }
+            } else {
+                table.by_id.insert(contract.id, declaration.type_index);
+                table.contracts.push(contract.clone());
+            }
+            let column = if declaration.is_request { &mut table.requests } else { &mut table.events };
+            let index = declaration.type_index.get() as usize;
+            if column.len() <= index {
+                column.resize(index + 1, None);
+            }
+            match &mut column[index] {
+                Some(known) => {
+                    let mut merged = known.shards.to_vec();
+                    merged.extend(shards.iter().filter(|shard| !known.shards.contains(shard)));
+                    merged.sort_unstable();
+                    known.shards = merged.into();
+                }
+                empty => *empty = Some(Shards { shards: shards.clone(), keyed: declaration.keyed }),
+            }
+        }
+        Ok(table)
+    }
+
+    /// The shards that handle a request.
+    #[inline]
+    pub(crate) fn request(&self, index: u32) -> Option<&Shards> {
+        self.requests.get(index as usize)?.as_ref()
+    }
+
+    /// The shards with listeners for an event.
+    #[inline]
+    pub(crate) fn listeners(&self, index: u32) -> Option<&Shards> {
+        self.events.get(index as usize)?.as_ref()
+    }
+
+    /// The type index behind the id in a frame from another node.
+    #[inline]
+    pub(crate) fn index_of(&self, id: MessageId) -> Option<u32> {
+        self.by_id.get(&id).copied().map(TypeIndex::get)
+    }
+
+    /// How many messages have handlers.
+    pub(crate) fn len(&self) -> usize {
+        self.contracts.len()
+    }
+
+    /// What this engine handles, for the handshake.
+    pub(crate) fn contracts(&self) -> &[Contract] {
+        &self.contracts
+    }
+}

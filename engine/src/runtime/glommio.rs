@@ -1,0 +1,115 @@
+//! The glommio runtime: a shard waits in io_uring. This is the one file that names glommio.
+//!
+//! The executor runs one task, the shard's loop, and is used for what it does well: pinning the thread and parking it in
+//! the ring. A parked shard waits for its one epoll descriptor to become readable. glommio's own tasks, channels and sockets
+//! are not on the path of a request: waking them from another thread costs up to milliseconds on default queues.
+//!
+//! io_uring is refused by the default seccomp profiles of containers and needs locked memory; [`probe`] finds out before the
+//! shards start and says what to do, and the engine goes on with epoll.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use glommio::io::{PollState, PollableFd};
+use glommio::timer::Timer;
+use glommio::{GlommioError, LocalExecutorBuilder, Placement};
+
+use crate::runtime::Wait;
+
+/// Bytes of registered buffers for each ring. The shard's sockets do not use them, so it is glommio's minimum.
+const IO_MEMORY_BYTES: usize = 64 * 1024;
+/// Entries of each ring: one poll and one timer are all that is ever in it.
+const RING_DEPTH: usize = 32;
+
+fn builder(cpu: Option<usize>, name: &str) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
+        .name(name)
+        .io_memory(IO_MEMORY_BYTES)
+        .ring_depth(RING_DEPTH)
+        // The shard decides itself when to yield.
+        .preempt_timer(Duration::from_millis(100))
+}
+
+/// Whether this process may use io_uring as glommio does; if not, why, and what to do about it.
+pub(crate) fn probe() -> Result<(), String> {
+    // On a thread of its own: an executor leaves traces in its thread.
+    let outcome = std::thread::Builder::new()
+        .name("catga-probe".into())
+        .spawn(|| std::panic::catch_unwind(|| builder(None, "catga-probe").make().map(drop)))
+        .map(std::thread::JoinHandle::join);
+    match outcome {
+        Ok(Ok(Ok(Ok(())))) => Ok(()),
+        Ok(Ok(Ok(Err(error)))) => Err(format!("{error}; {}", remedy(&error))),
+        Ok(_) => Err("the probe for io_uring panicked; use the epoll runtime".into()),
+        Err(error) => Err(format!("no thread for the probe: {error}")),
+    }
+}
+
+fn remedy(error: &GlommioError<()>) -> &'static str {
+    let code = match error {
+        GlommioError::IoError(error) | GlommioError::EnhancedIoError { source: error, .. } => error.raw_os_error(),
+        _ => None,
+    };
+    match code.map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
+            "io_uring is forbidden here: allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
+             seccomp profile, and check sysctl kernel.io_uring_disabled"
+        }
+        Some(rustix::io::Errno::NOSYS) => "this kernel has no io_uring: 5.8 or later is needed",
+        Some(rustix::io::Errno::NOMEM) => "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)",
+        _ => "io_uring is not usable here",
+    }
+}
+
+/// Runs a shard's loop in an executor on the calling thread. `shard` is given what to wait with.
+pub(crate) fn run<F: Future<Output = ()>>(
+    cpu: usize,
+    name: &str,
+    epoll: Arc<OwnedFd>,
+    shard: impl FnOnce(GlommioWait) -> F,
+) -> Result<(), String> {
+    let executor = builder(Some(cpu), name).make().map_err(|error| error.to_string())?;
+    executor.run(async move {
+        match PollableFd::new(Shared(epoll)) {
+            Ok(epoll) => {
+                shard(GlommioWait { epoll, polling: PollState::default() }).await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}
+
+/// The descriptor, shared with the world that it belongs to.
+struct Shared(Arc<OwnedFd>);
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Waits in io_uring.
+pub(crate) struct GlommioWait {
+    epoll: PollableFd<Shared>,
+    /// A poll that outlives a wait which its timer ended: the next wait goes on with it.
+    polling: PollState,
+}
+
+impl Wait for GlommioWait {
+    async fn wait(&mut self, longest: Duration) -> io::Result<()> {
+        let mut timer = Timer::new(longest);
+        poll_fn(|cx| {
+            if let Poll::Ready(readable) = self.epoll.poll_readable(cx, &mut self.polling) {
+                return Poll::Ready(readable.map_err(|error| io::Error::other(error.to_string())));
+            }
+            Pin::new(&mut timer).poll(cx).map(|_| Ok(()))
+        })
+        .await
+    }
+}

@@ -1,0 +1,66 @@
+//! The seam between a shard and the machine: what the turn asks of the world, and what waits between turns.
+//!
+//! A shard's turn does no system call itself. It asks its [`World`] for the time, for connections and for which of them
+//! are ready; between turns its runtime waits. There are three: [`glommio`] waits in io_uring, [`epoll`] where io_uring is
+//! refused, and [`simulated`] runs whole engines in one thread from a seed. The first two share [`sockets`], the
+//! world of real sockets, and [`drive`], the loop around the turn; they differ only in how they wait.
+
+use std::io;
+use std::time::Duration;
+
+use crate::time::Time;
+
+pub(crate) mod drive;
+pub(crate) mod epoll;
+#[cfg(feature = "glommio")]
+pub(crate) mod glommio;
+pub(crate) mod sockets;
+
+/// What a shard has registered under a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    /// Another thread rang.
+    Doorbell,
+    /// Someone connects.
+    Listener,
+    /// A lane, by its key.
+    Lane(crate::call::table::LaneKey),
+}
+
+/// One end of a connection. Nothing on it ever blocks.
+pub(crate) trait Stream: Send {
+    /// Reads what is there; 0 is the end of the stream, [`io::ErrorKind::WouldBlock`] that nothing is there just now.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize>;
+    /// Writes as much as fits.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Whether a connection that was being made has come to be; an error if it failed.
+    fn connected(&mut self) -> io::Result<bool>;
+    /// No more will be written.
+    fn finish(&mut self);
+    /// The socket behind it, if there is one.
+    fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+    /// Who is at the other end, for logs.
+    fn peer(&self) -> String;
+}
+
+/// What a shard asks of the world.
+pub(crate) trait World {
+    /// The time.
+    fn now(&mut self) -> Time;
+    /// Begins to connect.
+    fn dial(&mut self, endpoint: std::net::SocketAddr) -> io::Result<Box<dyn Stream>>;
+    /// A connection that was made to this shard's listener, if it has one and there is one.
+    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>>;
+    /// From now on, report when the stream can be read, and if `write` when it can be written.
+    fn watch(&mut self, stream: &dyn Stream, token: Token, write: bool) -> io::Result<()>;
+    /// Stop reporting.
+    fn forget(&mut self, stream: &dyn Stream);
+    /// What has become ready, without waiting.
+    fn ready(&mut self, tokens: &mut Vec<Token>) -> io::Result<()>;
+}
+
+/// How a runtime waits for its shard's doorbell, sockets, or the end of `timeout`.
+#[expect(async_fn_in_trait, reason = "crate-private, and never sent between threads")]
+pub(crate) trait Wait {
+    async fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+}

@@ -1,0 +1,331 @@
+//! Services: the state of one shard, and the handlers that work on it.
+//!
+//! A service instance lives on one shard and never leaves it, so handlers need no lock and the state need not be `Send`.
+//! A [`Routes`] names the handlers. It is asked twice: once when the engine starts, to learn which messages are
+//! handled where (and to refuse a start that makes no sense), and once on each shard, to bind the handlers to that
+//! shard's instance.
+//!
+//! A handler is behind one virtual call. On this side of it the message is bytes; on the other side it is typed from
+//! the archive to the answer, which is written straight to where it goes (a slot, a ring, a lane).
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use catga_codec::{
+    AccessError, ArchivedMessage, Contract, Event, ForeignFrame, Header, LocalFrame, Message, OwnedFrame, Request, TypeIndex,
+};
+
+use crate::context::Context;
+use crate::error::{Failure, Refusal};
+use crate::shard::reply_to::ReplyTo;
+use crate::tasks::{AsyncHandler, TaskInput};
+use crate::time::Time;
+
+/// The state of one service instance, on the shard that owns it.
+///
+/// A sync handler gets it as `&mut S`. An async handler gets the `State` and borrows from it for the time of a closure,
+/// never across an `await`: between two awaits other handlers may run.
+#[derive(Debug)]
+pub struct State<S> {
+    inner: RefCell<S>,
+    poisoned: Cell<bool>,
+}
+
+impl<S> State<S> {
+    pub(crate) fn new(inner: S) -> Self {
+        Self { inner: RefCell::new(inner), poisoned: Cell::new(false) }
+    }
+
+    /// Runs `f` with the state.
+    ///
+    /// # Panics
+    /// If called from within another `with` of the same instance.
+    pub fn with<R>(&self, f: impl FnOnce(&mut S) -> R) -> R {
+        f(&mut self.inner.borrow_mut())
+    }
+
+    /// After a panic the instance refuses what comes, because nobody knows what the panic left half done.
+    pub(crate) fn poison(&self) {
+        self.poisoned.set(true);
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.get()
+    }
+}
+
+/// A frame on its way into a handler, and whether its bytes need checking.
+#[derive(Clone, Copy)]
+pub(crate) enum Incoming<'a> {
+    /// Archived by this process: read as it is.
+    Local(LocalFrame<'a>),
+    /// From another process: checked before it is read.
+    Foreign(ForeignFrame<'a>),
+}
+
+impl<'a> Incoming<'a> {
+    pub(crate) fn of(frame: &'a OwnedFrame) -> Option<Self> {
+        frame.local().map(Self::Local).or_else(|| frame.foreign().map(Self::Foreign))
+    }
+
+    #[inline]
+    pub(crate) fn header(&self) -> Header {
+        match self {
+            Self::Local(frame) => frame.header(),
+            Self::Foreign(frame) => frame.header(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn access<M: Message>(self) -> Result<&'a M::Archived, Refusal> {
+        match self {
+            Self::Local(frame) => frame.access_or_check::<M>(),
+            Self::Foreign(frame) => frame.access::<M>(),
+        }
+        .map_err(|error| unreadable(M::NAME, &error))
+    }
+
+    /// A copy that outlives the ring or the chunk.
+    pub(crate) fn to_owned_in(self, mut frame: OwnedFrame) -> OwnedFrame {
+        match self {
+            Self::Local(local) => frame.copy_local(local),
+            Self::Foreign(foreign) => frame.copy_foreign(foreign),
+        }
+        frame
+    }
+}
+
+#[cold]
+fn unreadable(message: &str, error: &AccessError) -> Refusal {
+    tracing::debug!(message, %error, "refused a frame whose bytes are not what they say");
+    match error {
+        AccessError::OtherMessage { .. } => Refusal::NoHandler,
+        _ => Refusal::Unreadable,
+    }
+}
+
+/// A request handler, with the types behind it erased.
+pub(crate) trait Serve {
+    /// Whether it can run this instant, inside its caller: it does not wait, and its state is not borrowed.
+    fn runs_at_once(&self) -> bool;
+    /// Runs the handler, or starts it. It answers `to` exactly once, now or later.
+    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo);
+    /// Polls a task of this handler that was woken.
+    fn poll_task(&self, _slot: u32, _ctx: &Context) {}
+    /// Ends the tasks that `gone` picks out by whom they answer and by when; each is answered as cut.
+    fn end_tasks(&self, _ctx: &Context, _gone: &mut dyn FnMut(&ReplyTo, Time) -> bool) {}
+    /// Tasks that have not ended.
+    fn running(&self) -> usize {
+        0
+    }
+}
+
+/// An event handler, with the types behind it erased.
+pub(crate) trait Listen {
+    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), Refused>;
+}
+
+/// Why a listener did not take an event.
+pub(crate) enum Refused {
+    /// Its state is borrowed just now; try again next turn.
+    Busy,
+    /// It will not take it.
+    For(Refusal),
+    /// It panicked on it.
+    Failed(Failure),
+}
+
+/// What a handler is for, known without an instance.
+#[derive(Clone, Debug)]
+pub(crate) struct Declaration {
+    pub(crate) contract: Contract,
+    pub(crate) type_index: TypeIndex,
+    pub(crate) keyed: bool,
+    pub(crate) service: &'static str,
+    pub(crate) is_request: bool,
+}
+
+/// A handler bound to its shard's instance.
+pub(crate) enum Bound {
+    Request(Box<dyn Serve>),
+    Event(Box<dyn Listen>),
+}
+
+type Bind<S> = Box<dyn FnOnce(&Rc<State<S>>, BindContext) -> Bound>;
+
+/// What a handler is told when it is bound.
+#[derive(Clone)]
+pub(crate) struct BindContext {
+    pub(crate) tasks_max: usize,
+    pub(crate) ready: std::sync::Arc<crate::tasks::Ready>,
+}
+
+/// The handlers of a service. Obtained in the second closure of [`Builder::service`](crate::Builder::service).
+#[must_use = "return the routes from the closure"]
+pub struct Routes<S> {
+    pub(crate) entries: Vec<(Declaration, Bind<S>)>,
+}
+
+impl<S> std::fmt::Debug for Routes<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.entries.iter().map(|(declaration, _)| &declaration.contract.name)).finish()
+    }
+}
+
+impl<S: 'static> Routes<S> {
+    pub(crate) fn new() -> Self {
+        Self { entries: Vec::new() }
+    }
+
+    /// Handles a request with a function that runs to its end: `fn(&mut S, &Archived<R>, &Context) -> Result<Reply, Error>`.
+    ///
+    /// Cost from the same shard: no queue, no allocation, one virtual call.
+    pub fn request<A, F>(mut self, handler: F) -> Self
+    where
+        A: ArchivedMessage + 'static,
+        A::Message: Request,
+        F: Fn(&mut S, &A, &Context) -> Result<<A::Message as Request>::Reply, <A::Message as Request>::Error>
+            + 'static,
+    {
+        let bind: Bind<S> = Box::new(move |state, _| {
+            let handler = SyncHandler::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
+            Bound::Request(Box::new(handler))
+        });
+        self.entries.push((Self::declare_request::<A::Message>(), bind));
+        self
+    }
+
+    /// Handles a request with an async function: `async fn(&State<S>, &Archived<R>, &Context) -> Result<Reply, Error>`.
+    ///
+    /// It is polled once at once; if it waits, it stays in a pool of tasks of its own type, so that a steady state
+    /// allocates nothing. It is dropped at its deadline or when its caller gives up.
+    pub fn request_async<A, F>(mut self, handler: F) -> Self
+    where
+        A: ArchivedMessage + 'static,
+        A::Message: Request,
+        F: for<'a> AsyncFn(
+                &'a State<S>,
+                &'a A,
+                &'a Context,
+            ) -> Result<<A::Message as Request>::Reply, <A::Message as Request>::Error>
+            + 'static,
+    {
+        let bind: Bind<S> = Box::new(move |state, bind| {
+            let handler = Rc::new(handler);
+            let make = move |input: TaskInput<S>| {
+                let handler = handler.clone();
+                async move {
+                    let TaskInput { state, frame, ctx } = input;
+                    let incoming = Incoming::of(&frame).ok_or(Refusal::Unreadable)?;
+                    let archived = incoming.access::<A::Message>()?;
+                    let answer = handler(&state, archived, &ctx).await;
+                    crate::pool::give(frame);
+                    Ok(answer)
+                }
+            };
+            Bound::Request(Box::new(AsyncHandler::<S, A::Message, _, _>::new(state.clone(), make, bind)))
+        });
+        self.entries.push((Self::declare_request::<A::Message>(), bind));
+        self
+    }
+
+    /// Handles an event: `fn(&mut S, &Archived<E>, &Context)`. Any number of services may handle the same event.
+    pub fn event<A, F>(mut self, handler: F) -> Self
+    where
+        A: ArchivedMessage + 'static,
+        A::Message: Event,
+        F: Fn(&mut S, &A, &Context) + 'static,
+    {
+        let declaration = Declaration {
+            contract: Contract::of_event::<A::Message>(),
+            type_index: A::Message::type_index(),
+            keyed: <A::Message as Event>::KEYED,
+            service: std::any::type_name::<S>(),
+            is_request: false,
+        };
+        let bind: Bind<S> = Box::new(move |state, _| {
+            let listener = Listener::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
+            Bound::Event(Box::new(listener))
+        });
+        self.entries.push((declaration, bind));
+        self
+    }
+
+    fn declare_request<R: Request>() -> Declaration {
+        Declaration {
+            contract: Contract::of_request::<R>(),
+            type_index: R::type_index(),
+            keyed: R::KEYED,
+            service: std::any::type_name::<S>(),
+            is_request: true,
+        }
+    }
+}
+
+struct SyncHandler<S, R, F> {
+    state: Rc<State<S>>,
+    handler: F,
+    _message: PhantomData<fn(R)>,
+}
+
+impl<S, R, F> Serve for SyncHandler<S, R, F>
+where
+    R: Request,
+    F: Fn(&mut S, &R::Archived, &Context) -> Result<R::Reply, R::Error>,
+{
+    fn runs_at_once(&self) -> bool {
+        self.state.inner.try_borrow_mut().is_ok()
+    }
+
+    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo) {
+        let core = ctx.core();
+        if self.state.poisoned.get() {
+            return core.refuse(to, Refusal::Poisoned);
+        }
+        let archived = match frame.access::<R>() {
+            Ok(archived) => archived,
+            Err(refusal) => return core.refuse(to, refusal),
+        };
+        let Ok(mut state) = self.state.inner.try_borrow_mut() else {
+            // Only reachable from inside `State::with`: the frame waits until the borrow is over.
+            return core.queue_here(frame, to);
+        };
+        let answer = catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx)));
+        drop(state);
+        match answer {
+            Ok(answer) => core.answer::<R>(to, &answer),
+            Err(panic) => {
+                self.state.poison();
+                core.panicked(R::NAME, &*panic);
+                core.fail(to, Failure::Panicked);
+            }
+        }
+    }
+}
+
+struct Listener<S, E, F> {
+    state: Rc<State<S>>,
+    handler: F,
+    _message: PhantomData<fn(E)>,
+}
+
+impl<S, E, F> Listen for Listener<S, E, F>
+where
+    E: Event,
+    F: Fn(&mut S, &E::Archived, &Context),
+{
+    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), Refused> {
+        if self.state.poisoned.get() {
+            return Err(Refused::For(Refusal::Poisoned));
+        }
+        let archived = frame.access::<E>().map_err(Refused::For)?;
+        let mut state = self.state.inner.try_borrow_mut().map_err(|_| Refused::Busy)?;
+        catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
+            self.state.poison();
+            ctx.core().panicked(E::NAME, &*panic);
+            Refused::Failed(Failure::Panicked)
+        })
+    }
+}

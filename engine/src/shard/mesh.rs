@@ -1,0 +1,370 @@
+//! The mesh: from each shard to each other one, a ring of requests and a ring of answers.
+//!
+//! ```text
+//!   shard a                                      shard b
+//!   Outgoing[b].requests  ====================>  Arrivals[a].requests     (a's calls, cancels, events)
+//!   Arrivals[b].answers   <====================  Outgoing[a].answers      (b's answers to them)
+//! ```
+//!
+//! **Two shards that call each other at full rings cannot deadlock.** A call takes a credit before it goes into the
+//! request ring, and the credits to one peer are as many as the largest in-line answers that fit the answer ring (or
+//! handles that fit its side queue). So an answer always finds room and a shard never waits in order to answer;
+//! every shard empties its request rings in every turn, whatever the state of its own outgoing ones; so every
+//! request ring empties, and those who wait for room get it, in the order in which they began to wait.
+//! The credit returns with the answer, even if the call has ended meanwhile: each request gets exactly one answer.
+//!
+//! Frames over [`FRAME_INLINE_BYTES`], and frames of other nodes that change shards, go by handle: the frame moves into
+//! the side queue, and a header with the `LARGE` flag takes its place in the ring, so order is kept.
+//!
+//! This is the one place where bytes out of a ring are taken for local frames.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use catga_codec::limits::{FRAME_INLINE_BYTES, HEADER_BYTES};
+use catga_codec::{
+    CallId, EncodeError, Flags, Header, LocalFrame, Message, OwnedFrame, encode_local, encode_local_empty, padded,
+};
+use crossbeam_queue::ArrayQueue;
+
+use crate::limits::{REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD};
+use crate::ring::doorbell::{Doorbell, EventFd};
+use crate::ring::spsc::{Consumer, Producer, PushError, ring};
+
+type SideQueue = Arc<ArrayQueue<OwnedFrame>>;
+
+/// Why a request did not go into a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// No credit, a full ring, or others that wait already: try again when told.
+    Wait,
+    /// It can never go.
+    Never(EncodeError),
+}
+
+/// The way to one other shard.
+pub(crate) struct Outgoing {
+    requests: Producer,
+    answers: Producer,
+    large_requests: SideQueue,
+    large_answers: SideQueue,
+    /// In `0 ..= credits_max`: how many more requests may go before an answer comes back.
+    credits: u32,
+    credits_max: u32,
+    /// Calls that wait for room, in order. A forwarded one has its frame with it.
+    waiting: VecDeque<(CallId, Option<OwnedFrame>)>,
+    doorbell: Arc<Doorbell<EventFd>>,
+}
+
+/// What comes from one other shard.
+pub(crate) struct Arrivals {
+    requests: Consumer,
+    answers: Consumer,
+    large_requests: SideQueue,
+    large_answers: SideQueue,
+}
+
+/// A frame out of a ring.
+pub(crate) enum Arrived<'a> {
+    InLine(LocalFrame<'a>),
+    ByHandle(Header, OwnedFrame),
+}
+
+/// One shard's ends of all its rings; `None` at its own place.
+pub(crate) struct Ends {
+    pub(crate) outgoing: Vec<Option<Outgoing>>,
+    pub(crate) arrivals: Vec<Option<Arrivals>>,
+}
+
+/// Builds the rings between as many shards as there are doorbells.
+pub(crate) fn mesh(doorbells: &[Arc<Doorbell<EventFd>>]) -> Vec<Ends> {
+    let shards = doorbells.len();
+    let mut ends: Vec<Ends> =
+        (0..shards).map(|_| Ends { outgoing: none(shards), arrivals: none(shards) }).collect();
+    for low in 0..shards {
+        for high in low + 1..shards {
+            let (asks, answers) = (Way::new(shards), Way::new(shards));
+            let (low_out, low_in, high_out, high_in) = Way::join(asks, answers, &doorbells[low], &doorbells[high]);
+            ends[low].outgoing[high] = Some(low_out);
+            ends[low].arrivals[high] = Some(low_in);
+            ends[high].outgoing[low] = Some(high_out);
+            ends[high].arrivals[low] = Some(high_in);
+        }
+    }
+    ends
+}
+
+fn none<T>(count: usize) -> Vec<Option<T>> {
+    (0..count).map(|_| None).collect()
+}
+
+/// The largest rings, up to the defaults, that keep to the room for all rings into one shard.
+fn ring_sizes(shards: usize) -> (usize, usize) {
+    let part = RINGS_BYTES_PER_SHARD / shards.saturating_sub(1).max(1);
+    let fit = |wanted: usize, share: usize| {
+        let largest = 1 << share.max(RING_BYTES_MIN).ilog2();
+        wanted.min(largest).max(RING_BYTES_MIN)
+    };
+    (fit(REQUEST_RING_BYTES, part / 3), fit(REPLY_RING_BYTES, part / 3 * 2))
+}
+
+/// Both ends of the two rings that carry one shard's requests to another and the answers back.
+struct Way {
+    requests: (Producer, Consumer),
+    answers: (Producer, Consumer),
+    large_requests: SideQueue,
+    large_answers: SideQueue,
+    credits: u32,
+}
+
+impl Way {
+    fn new(shards: usize) -> Self {
+        let (request_bytes, answer_bytes) = ring_sizes(shards);
+        let credits = (answer_bytes / padded(REPLY_FRAME_BYTES)) as u32;
+        Self {
+            requests: ring(request_bytes, FRAME_INLINE_BYTES),
+            answers: ring(answer_bytes, REPLY_FRAME_BYTES),
+            large_requests: Arc::new(ArrayQueue::new(credits as usize)),
+            large_answers: Arc::new(ArrayQueue::new(credits as usize)),
+            credits,
+        }
+    }
+
+    /// Puts `up` (low asks, high answers) and `down` (high asks, low answers) together into what each side holds.
+    fn join(
+        up: Self,
+        down: Self,
+        low: &Arc<Doorbell<EventFd>>,
+        high: &Arc<Doorbell<EventFd>>,
+    ) -> (Outgoing, Arrivals, Outgoing, Arrivals) {
+        let low_out = Outgoing {
+            requests: up.requests.0,
+            answers: down.answers.0,
+            large_requests: up.large_requests.clone(),
+            large_answers: down.large_answers.clone(),
+            credits: up.credits,
+            credits_max: up.credits,
+            waiting: VecDeque::new(),
+            doorbell: high.clone(),
+        };
+        let high_out = Outgoing {
+            requests: down.requests.0,
+            answers: up.answers.0,
+            large_requests: down.large_requests.clone(),
+            large_answers: up.large_answers.clone(),
+            credits: down.credits,
+            credits_max: down.credits,
+            waiting: VecDeque::new(),
+            doorbell: low.clone(),
+        };
+        let low_in = Arrivals {
+            requests: down.requests.1,
+            answers: up.answers.1,
+            large_requests: down.large_requests,
+            large_answers: up.large_answers,
+        };
+        let high_in = Arrivals {
+            requests: up.requests.1,
+            answers: down.answers.1,
+            large_requests: up.large_requests,
+            large_answers: down.large_answers,
+        };
+        (low_out, low_in, high_out, high_in)
+    }
+}
+
+impl Outgoing {
+    /// Archives a request into the ring, or moves it into the side queue if it is large.
+    ///
+    /// `granted`: the call waited, and has been told that there is room; it goes before those who wait still.
+    #[inline]
+    pub(crate) fn request<M: Message>(&mut self, header: Header, message: &M, granted: bool) -> Result<(), NoRoom> {
+        self.may_send(granted)?;
+        match self.requests.push(FRAME_INLINE_BYTES, |into| encode_local(header, message, into)) {
+            Ok(_) => {}
+            Err(PushError::Full) => return Err(NoRoom::Wait),
+            Err(PushError::Writer(EncodeError::Full)) => {
+                let mut frame = OwnedFrame::with_capacity(2 * FRAME_INLINE_BYTES);
+                frame.encode(header, message).map_err(NoRoom::Never)?;
+                by_handle(&mut self.requests, &self.large_requests, header, frame).map_err(|_| NoRoom::Wait)?;
+            }
+            Err(PushError::Writer(error)) => return Err(NoRoom::Never(error)),
+        }
+        self.credits -= 1;
+        Ok(())
+    }
+
+    /// Passes on a request that was archived elsewhere. Gives the frame back if there is no room.
+    pub(crate) fn forward(&mut self, frame: OwnedFrame, granted: bool) -> Result<(), OwnedFrame> {
+        if self.may_send(granted).is_err() {
+            return Err(frame);
+        }
+        pass(&mut self.requests, &self.large_requests, frame)?;
+        self.credits -= 1;
+        Ok(())
+    }
+
+    fn may_send(&self, granted: bool) -> Result<(), NoRoom> {
+        if self.credits == 0 || (!granted && !self.waiting.is_empty()) { Err(NoRoom::Wait) } else { Ok(()) }
+    }
+
+    /// Passes an event on. It takes no credit, because nobody answers it; where there is no room it is lost.
+    pub(crate) fn event(&mut self, frame: OwnedFrame) -> Result<(), OwnedFrame> {
+        pass(&mut self.requests, &self.large_requests, frame)
+    }
+
+    /// Tells the other shard that the answer is not wanted any more. Says whether there was room to tell.
+    pub(crate) fn cancel(&mut self, call: CallId) -> bool {
+        let mut header = Header::new(catga_codec::Kind::Cancel);
+        header.call = call;
+        self.requests.push(HEADER_BYTES, |into| encode_local_empty(header, into)).is_ok()
+    }
+
+    /// Archives an answer. There is room by the credit that its request took.
+    #[inline]
+    pub(crate) fn answer<M: Message>(&mut self, header: Header, message: &M) -> Result<(), EncodeError> {
+        match self.answers.push(REPLY_FRAME_BYTES, |into| encode_local(header, message, into)) {
+            Ok(_) => Ok(()),
+            Err(PushError::Writer(EncodeError::Full)) => {
+                let mut frame = OwnedFrame::with_capacity(2 * REPLY_FRAME_BYTES);
+                frame.encode(header, message)?;
+                self.answer_by_handle(frame);
+                Ok(())
+            }
+            Err(PushError::Writer(error)) => Err(error),
+            Err(PushError::Full) => unreachable!("an answer has room by the credit of its request"),
+        }
+    }
+
+    /// Answers with a code and no payload.
+    pub(crate) fn answer_empty(&mut self, header: Header) {
+        let pushed = self.answers.push(HEADER_BYTES, |into| encode_local_empty(header, into));
+        assert!(pushed.is_ok(), "an answer has room by the credit of its request");
+    }
+
+    /// Answers with a frame that came from elsewhere.
+    pub(crate) fn answer_by_handle(&mut self, frame: OwnedFrame) {
+        let Some(header) = frame.header() else { return debug_assert!(false, "an answer is a frame") };
+        let pushed = by_handle(&mut self.answers, &self.large_answers, header, frame);
+        assert!(pushed.is_ok(), "an answer has room by the credit of its request");
+    }
+
+    /// Puts a call at the end of those that wait. `live` says which of them are still open.
+    pub(crate) fn wait(&mut self, call: CallId, frame: Option<OwnedFrame>, live: impl Fn(CallId) -> bool) {
+        if self.waiting.len() == self.waiting.capacity() {
+            self.waiting.retain(|(call, _)| live(*call));
+        }
+        self.waiting.push_back((call, frame));
+    }
+
+    /// The call that has waited longest, if there is room for it now.
+    pub(crate) fn grant(&mut self) -> Option<(CallId, Option<OwnedFrame>)> {
+        if self.credits == 0 || !self.requests.has_room(FRAME_INLINE_BYTES) {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    /// A granted call found no room after all: it goes back to the front.
+    pub(crate) fn wait_again(&mut self, call: CallId, frame: Option<OwnedFrame>) {
+        self.waiting.push_front((call, frame));
+    }
+
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// An answer came back.
+    #[inline]
+    pub(crate) fn credit(&mut self) {
+        debug_assert!(self.credits < self.credits_max, "an answer without a request");
+        self.credits += 1;
+    }
+
+    /// Requests that have no answer yet.
+    pub(crate) fn unanswered(&self) -> u32 {
+        self.credits_max - self.credits
+    }
+
+    /// Shows the other shard what was written in this turn, and wakes it if it sleeps. Says whether it had to be woken.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        // Not `||`: both rings are to be published.
+        let news = self.requests.publish() | self.answers.publish();
+        news && self.doorbell.ring()
+    }
+}
+
+/// Moves a frame into the ring: in line if it fits and is local, else by handle.
+fn pass(ring: &mut Producer, side: &SideQueue, frame: OwnedFrame) -> Result<(), OwnedFrame> {
+    let Some(local) = frame.local().filter(|local| local.bytes().len() <= FRAME_INLINE_BYTES) else {
+        return match frame.header() {
+            Some(header) => by_handle(ring, side, header, frame),
+            None => Err(frame),
+        };
+    };
+    let bytes = local.bytes();
+    let pushed = ring.push(bytes.len(), |into| {
+        into[..bytes.len()].copy_from_slice(bytes);
+        Ok::<_, EncodeError>(bytes.len())
+    });
+    if pushed.is_err() {
+        return Err(frame);
+    }
+    crate::pool::give(frame);
+    Ok(())
+}
+
+/// Moves a frame into the side queue and its header, marked `LARGE`, into the ring. The side queue comes first: who sees
+/// the header finds the frame.
+fn by_handle(ring: &mut Producer, side: &SideQueue, header: Header, frame: OwnedFrame) -> Result<(), OwnedFrame> {
+    if !ring.has_room(HEADER_BYTES) {
+        return Err(frame);
+    }
+    side.push(frame)?;
+    let header = Header { flags: header.flags.with(Flags::LARGE), extension_bytes: 0, ..header };
+    let pushed = ring.push(HEADER_BYTES, |into| encode_local_empty(header, into));
+    assert!(pushed.is_ok(), "there was room just now, and nobody else writes here");
+    Ok(())
+}
+
+impl Arrivals {
+    /// Hands each answer that has come to `take`, at most `limit` of them. Returns how many.
+    pub(crate) fn answers(&mut self, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
+        drain(&mut self.answers, &self.large_answers, limit, take)
+    }
+
+    /// Hands each request, cancel and event that has come to `take`, at most `limit` of them. Returns how many.
+    pub(crate) fn requests(&mut self, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
+        drain(&mut self.requests, &self.large_requests, limit, take)
+    }
+
+    /// Whether something waits in one of the rings; looks at the other side's cursors.
+    pub(crate) fn pending(&mut self) -> bool {
+        self.requests.refresh();
+        self.answers.refresh();
+        self.requests.peek().is_some() || self.answers.peek().is_some()
+    }
+}
+
+#[inline]
+fn drain(ring: &mut Consumer, side: &SideQueue, limit: usize, mut take: impl FnMut(Arrived<'_>)) -> usize {
+    ring.refresh();
+    ring.drain(limit, |bytes| {
+        // SAFETY: only `Outgoing` writes into these rings, and all it writes are whole frames of `encode_local`,
+        // `encode_local_empty` or copies of local frames, made in this process. The ring hands out exactly what was
+        // written, 16-aligned (the model test in `ring::spsc` fails otherwise; `tests::frames_arrive_as_they_left` here).
+        let frame = unsafe { LocalFrame::assume(bytes) };
+        let header = frame.header();
+        if header.flags.contains(Flags::LARGE) {
+            if let Some(large) = side.pop() {
+                take(Arrived::ByHandle(header, large));
+            } else {
+                debug_assert!(false, "a handle without its frame");
+            }
+        } else {
+            take(Arrived::InLine(frame));
+        }
+    })
+}

@@ -1,0 +1,148 @@
+//! A shard: one pinned thread, what it owns, and its turn.
+//!
+//! [`turn`] is the loop body; [`core`] is what handlers and calls share with it; [`mesh`] holds the rings to the other
+//! shards; [`reply_to`] says where answers go. A shard does no system call of its own and does not know how its
+//! runtime waits: it is given the time and a [`World`](crate::runtime::World).
+
+pub(crate) mod core;
+pub(crate) mod lanes;
+pub(crate) mod mesh;
+pub(crate) mod reply_to;
+mod turn;
+
+pub(crate) use turn::Turn;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catga_discovery::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use crossbeam_utils::CachePadded;
+
+use crate::client::Inbox;
+use crate::context::{Context, ShardId};
+use crate::lane_io::{Ended, LaneSetup, Lanes};
+use crate::call::table::LaneKey;
+use crate::ring::doorbell::{Doorbell, EventFd};
+use crate::route::RouteTable;
+use crate::runtime::{Token, World};
+use crate::service::BindContext;
+use crate::shard::core::{Core, Handlers};
+use crate::shard::mesh::{Arrivals, Ends};
+use crate::stats::ShardCounters;
+use crate::tasks::Ready;
+use crate::time::Time;
+
+/// What the engine's handle tells all its shards.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    phase: AtomicU8,
+    /// Nanoseconds: when draining has to be over.
+    drain_until: AtomicU64,
+}
+
+const RUNNING: u8 = 0;
+const DRAINING: u8 = 1;
+
+impl Control {
+    /// No new calls; what is in flight may end until `until`.
+    pub(crate) fn drain(&self, until: Time) {
+        self.drain_until.store(until.as_nanos(), Ordering::Relaxed);
+        // Release: pairs with the Acquire in `draining`, which reads the deadline afterwards.
+        self.phase.store(DRAINING, Ordering::Release);
+    }
+
+    /// When draining has to be over, if the engine is stopping.
+    #[inline]
+    pub(crate) fn draining(&self) -> Option<Time> {
+        // Acquire: pairs with the Release in `drain`. While the engine runs nobody writes here, so the line is shared.
+        (self.phase.load(Ordering::Acquire) != RUNNING)
+            .then(|| Time::from_nanos(self.drain_until.load(Ordering::Relaxed)))
+    }
+}
+
+/// What a shard is made from; it can be sent to the thread that will be the shard.
+pub(crate) struct Seed {
+    pub(crate) id: ShardId,
+    pub(crate) routes: Arc<RouteTable>,
+    pub(crate) counters: Arc<CachePadded<ShardCounters>>,
+    pub(crate) ends: Ends,
+    pub(crate) inboxes: Box<[Arc<Inbox>]>,
+    pub(crate) doorbell: Arc<Doorbell<EventFd>>,
+    pub(crate) bind: BindContext,
+    pub(crate) control: Arc<Control>,
+    pub(crate) lanes: Option<LaneSetup>,
+    pub(crate) calls_max: u32,
+    pub(crate) deadline: Duration,
+}
+
+/// A shard, on its thread.
+pub(crate) struct Shard {
+    core: Rc<Core>,
+    ctx: Context,
+    arrivals: Vec<Option<Arrivals>>,
+    inboxes: Box<[Arc<Inbox>]>,
+    doorbell: Arc<Doorbell<EventFd>>,
+    ready: Arc<Ready>,
+    control: Arc<Control>,
+    world: Box<dyn World>,
+    /// When tasks were last looked over for expiry.
+    tasks_swept: Time,
+    /// When the world was last asked which sockets are ready.
+    polled: Time,
+    tokens: Vec<Token>,
+    due: Vec<LaneKey>,
+    ended: Vec<Ended>,
+    stopped: bool,
+    closing: bool,
+}
+
+impl Shard {
+    pub(crate) fn new(seed: Seed, handlers: impl FnOnce(&Rc<Core>) -> Handlers, world: Box<dyn World>) -> Self {
+        let Seed { id, routes, counters, ends, inboxes, doorbell, bind, control, lanes, calls_max, deadline } = seed;
+        let lanes = Lanes::new(id.0, lanes);
+        let core = Core::new(id, routes, counters, ends.outgoing, lanes, calls_max, deadline);
+        core.install(handlers(&core));
+        Self {
+            ctx: Context::new(core.clone(), Time::NEVER),
+            core,
+            arrivals: ends.arrivals,
+            inboxes,
+            doorbell,
+            ready: bind.ready,
+            control,
+            world,
+            tasks_swept: Time::ZERO,
+            polled: Time::ZERO,
+            tokens: Vec::new(),
+            due: Vec::new(),
+            ended: Vec::new(),
+            stopped: false,
+            closing: false,
+        }
+    }
+
+    pub(crate) fn doorbell(&self) -> &Arc<Doorbell<EventFd>> {
+        &self.doorbell
+    }
+
+    pub(crate) fn world(&mut self) -> &mut dyn World {
+        &mut *self.world
+    }
+
+    /// Whether the shard has drained and its loop may end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    fn inbox(&self) -> &Inbox {
+        &self.inboxes[usize::from(self.core.shard.0)]
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
+        self.inbox().close();
+    }
+}

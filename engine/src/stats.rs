@@ -1,0 +1,133 @@
+//! Counters: what happened on each shard, read from outside at no cost to the shard.
+//!
+//! Each counter has one writer, its shard, so counting is a plain load and store (no locked instruction). Readers see each
+//! counter as it was a moment ago; two counters need not be of the same moment. The labels are an interface: they do not
+//! change their meaning.
+
+use std::sync::Arc;
+
+use catga_discovery::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
+
+/// A count with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts. Only the shard that owns the counter may.
+    #[inline]
+    pub(crate) fn add(&self, count: u64) {
+        // Relaxed, and no read-modify-write: there is one writer; it partners with the Relaxed load in `read`.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed); // as in `add`
+    }
+
+    fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) // partners with `add` and `set`
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        /// The counters of one shard, as the shard writes them.
+        #[derive(Debug, Default)]
+        pub(crate) struct ShardCounters { $(pub(crate) $name: Counter,)* }
+
+        /// The counters of one shard at some moment; see the fields for what each counts.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct ShardStats { $($(#[$meta])* pub $name: u64,)* }
+
+        impl ShardCounters {
+            pub(crate) fn read(&self) -> ShardStats {
+                ShardStats { $($name: self.$name.read(),)* }
+            }
+        }
+
+        impl ShardStats {
+            /// Every label with its count.
+            #[must_use]
+            pub fn labelled(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Turns of the shard's loop.
+    turns,
+    /// Times the shard went to sleep.
+    parks,
+    /// Times this shard had to wake another one.
+    doorbells,
+    /// Requests given to a handler of this shard, from elsewhere or queued.
+    handled,
+    /// Calls to a handler of the same shard, run inside the caller.
+    calls_here,
+    /// Times a call had to wait for room.
+    waits,
+    /// Calls that ended at their deadline.
+    calls_expired,
+    /// Answers that came after their call had ended, or to a call that was never made.
+    answers_late,
+    /// Calls that were given up by their caller.
+    cancels,
+    /// Of these, how often there was no room to tell the other side.
+    cancels_untold,
+    /// Requests turned away before a handler ran.
+    refused,
+    /// Of these, how many came too late to be worth looking at.
+    expired,
+    /// Handlers that panicked, or whose answer did not fit.
+    failed,
+    /// Async handlers that were ended before they came to an answer.
+    cut,
+    /// Events handed to another shard or queued for this one.
+    events_sent,
+    /// Events given to a listener.
+    events_handled,
+    /// Events that were dropped: a full bound, a poisoned listener, or a handler that panicked after publishing.
+    events_dropped,
+    /// Lanes that were opened, in both directions.
+    lanes_opened,
+    /// Lanes that have ended, for whatever reason.
+    lanes_ended,
+    /// Lanes that are open now.
+    lanes_open,
+    /// Frames taken from lanes.
+    lane_frames,
+    /// Reads from sockets.
+    lane_reads,
+    /// Writes to sockets.
+    lane_writes,
+    /// Connections that were turned away or broke a rule of the protocol.
+    lanes_refused,
+    /// Calls in flight now.
+    calls_live,
+    /// Async handlers running now.
+    tasks_running,
+}
+
+/// The counters of an engine, one set for each shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// In the order of the shards.
+    pub shards: Vec<ShardStats>,
+}
+
+impl Stats {
+    pub(crate) fn of(counters: &[Arc<CachePadded<ShardCounters>>]) -> Self {
+        Self { shards: counters.iter().map(|shard| shard.read()).collect() }
+    }
+
+    /// The sum of one counter over all shards.
+    #[must_use]
+    pub fn sum(&self, counter: impl Fn(&ShardStats) -> u64) -> u64 {
+        self.shards.iter().map(counter).sum()
+    }
+}
