@@ -1,0 +1,1 @@
+//! Criterion suites, one for each layer: see `benches/`.

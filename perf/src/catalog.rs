@@ -1,0 +1,65 @@
+//! Every scenario, in the order of the table: one line each. A new row of the table is a new line here.
+
+use crate::floor::locked::Locked;
+use crate::floor::ring::Ring;
+use crate::floor::tcp::{self, Tcp};
+use crate::options::Options;
+use crate::scenario::{Broken, Pace, Scenario};
+
+/// All of them, with the reader's rate and payload.
+pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
+    let payload = options.payload_bytes;
+    let closed = |in_flight| Pace::Closed { in_flight };
+    let open = Pace::Open { rate_per_s: options.rate_per_s };
+    vec![
+        Box::new(Ring::new("floor/ring/1", 1)),
+        Box::new(Ring::new("floor/ring/64", 64)),
+        Box::new(Ring::new("floor/ring/1024", 1_024)),
+        Box::new(Tcp::spinning("floor/tcp/1", closed(1), payload)),
+        Box::new(Tcp::spinning("floor/tcp/64", closed(64), payload)),
+        Box::new(Tcp::spinning("floor/tcp/1024", closed(1_024), payload)),
+        Box::new(Tcp::spinning("floor/tcp/open", open, payload)),
+        Box::new(Tcp::blocking("floor/tcp/block/1", payload)),
+        // About a megabyte in flight each.
+        Box::new(Tcp::spinning("floor/tcp/payload/1024", closed(1_024), Some(1_024))),
+        Box::new(Tcp::spinning("floor/tcp/payload/16384", closed(64), Some(16_384))),
+        Box::new(Locked),
+    ]
+}
+
+/// Their names, one a line.
+pub(crate) fn names(options: &Options) -> String {
+    scenarios(options).iter().map(|scenario| format!("{}\n", scenario.facts().name)).collect()
+}
+
+/// The servers that scenarios start as their second process.
+pub(crate) fn serve(kind: &str, arguments: &[String]) -> Result<(), Broken> {
+    match kind {
+        tcp::SERVE => tcp::serve(arguments),
+        _ => Err(Broken::Peer(format!("there is no server '{kind}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_floors_exist() {
+        let all: Vec<_> = scenarios(&Options::default()).iter().map(|scenario| scenario.facts()).collect();
+        for (index, facts) in all.iter().enumerate() {
+            assert!(
+                all[..index].iter().all(|earlier| earlier.name != facts.name),
+                "{} is there twice",
+                facts.name
+            );
+            let floor = facts.floor.map(|floor| all.iter().find(|other| other.name == floor).expect(floor));
+            assert!(floor.is_none_or(|floor| floor.floor.is_none()), "{}: a floor has no floor", facts.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_server_is_refused() {
+        assert!(serve("nothing", &[]).is_err());
+    }
+}

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds catga-perf in release mode and runs it with the arguments given: the numbers of the README, on your machine.
+#
+#   scripts/bench.sh            everything that can run here: about three minutes
+#   scripts/bench.sh --quick    the same in about one minute
+#   scripts/bench.sh --help     all options
+#
+# Works from any directory; paths in options are relative to yours. Needs Rust and a linker, no server.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_rust
+# On Unix cargo becomes the program that it runs, so Ctrl-C and the exit status are the program's own.
+exec cargo run --quiet --release --manifest-path "$root/Cargo.toml" -p catga-perf -- "$@"
