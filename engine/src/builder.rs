@@ -12,7 +12,7 @@ use crate::client::{ClientShared, Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
 use crate::engine::{Engine, EngineId, RuntimeKind, Services};
-use crate::lane_io::LaneSetup;
+use crate::lane::io::LaneSetup;
 use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;

@@ -23,7 +23,7 @@ use crossbeam_utils::atomic::AtomicCell;
 use crate::call::table::Ending;
 use crate::engine::EngineId;
 use crate::error::{CallError, NotSent, PublishError, Unknown};
-use crate::lane_io::LaneIo;
+use crate::lane::io::LaneIo;
 use crate::pool;
 use crate::reply::{Reply, conclude};
 use crate::ring::doorbell::{Doorbell, EventFd};

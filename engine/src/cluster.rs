@@ -9,7 +9,7 @@ use catga_discovery::{Incarnation, NodeId};
 
 use crate::builder::StartError;
 use crate::lane::greeting::{Greeting, Offer, PROTOCOL_VERSION};
-use crate::lane_io::{LaneSetup, Peer};
+use crate::lane::io::{LaneSetup, Peer};
 use crate::limits::{LANE_CALLS_MAX, LANE_FRAME_BYTES_MAX};
 use crate::runtime::sockets::{listen, local_endpoint};
 

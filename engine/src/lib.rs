@@ -54,9 +54,6 @@ mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
 #[cfg(not(catga_loom))]
-#[path = "lane/io.rs"]
-mod lane_io;
-#[cfg(not(catga_loom))]
 mod pool;
 #[cfg(not(catga_loom))]
 pub mod prelude;

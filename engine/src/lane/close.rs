@@ -132,6 +132,7 @@ impl CloseReason {
 
     /// A stable short name, as a label for counters.
     #[must_use]
+    #[cfg_attr(not(test), allow(dead_code, reason = "for whoever exports the counters"))]
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Done => "done",

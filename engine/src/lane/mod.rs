@@ -17,6 +17,7 @@ pub(crate) mod config;
 pub(crate) mod credit;
 pub(crate) mod greeting;
 pub(crate) mod handshake;
+pub(crate) mod io;
 pub(crate) mod outcome;
 pub(crate) mod protocol;
 pub(crate) mod pulse;

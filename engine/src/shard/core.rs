@@ -22,7 +22,7 @@ use crate::call::table::{CallTable, Ending, LaneKey, Target, Waiter, Wake};
 use crate::client::{Promise, event_header, not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
-use crate::lane_io::Lanes;
+use crate::lane::io::Lanes;
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::{Placement, RouteTable};

@@ -6,7 +6,7 @@ use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::client::{Inbound, deadline_of};
 use crate::context::Context;
 use crate::error::{NotSent, Unknown};
-use crate::lane_io::Ended;
+use crate::lane::io::Ended;
 use crate::lane::outcome::{Fate, Step};
 use crate::pool;
 use crate::service::Incoming;

@@ -21,7 +21,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::client::Inbox;
 use crate::context::{Context, ShardId};
-use crate::lane_io::{Ended, LaneSetup, Lanes};
+use crate::lane::io::{Ended, LaneSetup, Lanes};
 use crate::call::table::LaneKey;
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
