@@ -20,6 +20,7 @@ use crate::message::Message;
 
 /// Reads a payload that nobody vouches for: the message must be the one named in the header, and the archive
 /// is checked.
+#[inline]
 fn access_checked<'a, T: Message>(
     header: &Header,
     payload: &'a [u8],
@@ -31,7 +32,17 @@ fn access_checked<'a, T: Message>(
     T::check(payload).ok_or(AccessError::Invalid { name: T::NAME })
 }
 
+/// The header of bytes that are known to be a frame. Reading it again is cheaper than carrying it along.
+#[inline]
+fn header_of(frame: &[u8]) -> Header {
+    match Header::read(frame) {
+        Ok(header) => header,
+        Err(error) => unreachable!("the header of a frame was read before: {error}"),
+    }
+}
+
 /// Copies a frame to the start of `into` under another header.
+#[inline]
 fn copy_frame(bytes: &[u8], header: Header, into: &mut [u8]) -> Result<usize, EncodeError> {
     let place = into.get_mut(..bytes.len()).ok_or(EncodeError::Full)?;
     place.copy_from_slice(bytes);

@@ -120,8 +120,13 @@ struct Service {
     name: &'static str,
     shards: Option<Vec<u16>>,
     declare: Box<dyn Fn() -> Vec<Declaration> + Send + Sync>,
-    bind: Box<dyn Fn(ShardId, &BindContext, &mut Handlers) + Send + Sync>,
+    bind: BindService,
 }
+
+type BindService = Box<dyn Fn(ShardId, &BindContext, &mut Handlers) + Send + Sync>;
+
+/// A declaration, and the shards of its service.
+pub(crate) type Declared = (Declaration, Box<[u16]>);
 
 /// Describes an engine. Made by [`Engine::builder`].
 #[must_use = "an engine runs when it is started"]
@@ -339,7 +344,7 @@ impl Builder {
         })
     }
 
-    fn declared(&self, shards: u16) -> Result<Vec<(Declaration, Box<[u16]>)>, StartError> {
+    fn declared(&self, shards: u16) -> Result<Vec<Declared>, StartError> {
         let mut declared = Vec::new();
         for service in &self.services {
             let on: Box<[u16]> = match &service.shards {

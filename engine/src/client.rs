@@ -28,7 +28,6 @@ use crate::pool;
 use crate::reply::{Reply, conclude};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::{Placement, RouteTable};
-use crate::time::Time;
 
 /// What comes into a shard from outside its engine's shards.
 pub(crate) enum Inbound {
@@ -260,10 +259,10 @@ pub(crate) fn event_header<E: Event>(event: &E) -> Header {
 
 /// The header of a request, apart from what the encoder fills in.
 #[inline]
-pub(crate) fn request_header<R: Request>(request: &R, call: CallId, remaining: Duration) -> Header {
+pub(crate) fn request_header<R: Request>(request: &R, call: CallId, remaining_us: u32) -> Header {
     let mut header = Header::new(Kind::Request);
     header.call = call;
-    header.remaining_us = u32::try_from(remaining.as_micros()).unwrap_or(u32::MAX);
+    header.remaining_us = remaining_us;
     if R::KEYED {
         header.flags = Flags::KEYED;
         header.key = request.key();
@@ -310,7 +309,8 @@ impl<R: Request> ClientCall<'_, R> {
             return Err(NotSent::Stopping);
         }
         let mut frame = pool::take();
-        let header = request_header(self.request, CallId { slot: 0, generation: 0 }, self.deadline);
+        let remaining_us = u32::try_from(self.deadline.as_micros()).unwrap_or(u32::MAX);
+        let header = request_header(self.request, CallId::default(), remaining_us);
         frame.encode(header, self.request).map_err(not_encoded)?;
         let sealed = Parcel {
             ending: Ending::NotSent(NotSent::Stopping),
@@ -376,8 +376,3 @@ impl<R: Request> Future for ClientCall<'_, R> {
 }
 
 impl<R: Request> Unpin for ClientCall<'_, R> {}
-
-/// When a foreign call that arrives `now` with this header must be over.
-pub(crate) fn deadline_of(header: &Header, now: Time) -> Time {
-    now + Duration::from_micros(u64::from(header.remaining_us))
-}

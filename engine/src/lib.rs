@@ -83,7 +83,7 @@ pub use catga_codec::{
 #[cfg(not(catga_loom))]
 pub use {
     builder::{Builder, Runtime, StartError},
-    call::{Batch, Call, Outcome},
+    call::{Batch, Call, Collected, Outcome},
     client::{Client, ClientCall},
     cluster::List,
     context::{Context, ShardId},

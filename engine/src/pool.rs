@@ -16,15 +16,21 @@ thread_local! {
 }
 
 /// A small, empty frame: it holds any in-line reply, and grows if more is put in.
+#[inline]
 pub(crate) fn take() -> OwnedFrame {
-    SMALL
-        .try_with(|small| small.borrow_mut().pop())
-        .ok()
-        .flatten()
-        .unwrap_or_else(|| OwnedFrame::with_capacity(POOLED_SMALL_BYTES))
+    match SMALL.try_with(|small| small.borrow_mut().pop()) {
+        Ok(Some(frame)) => frame,
+        _ => fresh(),
+    }
+}
+
+#[cold]
+fn fresh() -> OwnedFrame {
+    OwnedFrame::with_capacity(POOLED_SMALL_BYTES)
 }
 
 /// Gives a frame back. One that grew is freed instead: the list stays small in bytes too.
+#[inline]
 pub(crate) fn give(frame: OwnedFrame) {
     if frame.capacity() != POOLED_SMALL_BYTES {
         return;

@@ -9,7 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use catga_codec::{Contract, MessageId, TypeIndex};
 
-use crate::builder::StartError;
+use crate::builder::{Declared, StartError};
 use crate::service::Declaration;
 
 /// The shards that handle one message.
@@ -39,11 +39,6 @@ impl Shards {
         } else {
             Placement::AnyOf(&self.shards)
         }
-    }
-
-    #[inline]
-    pub(crate) fn includes(&self, shard: u16) -> bool {
-        self.shards.contains(&shard)
     }
 }
 
@@ -80,7 +75,7 @@ pub(crate) struct RouteTable {
 
 impl RouteTable {
     /// Merges what all services declare. `declared` pairs each declaration with the shards of its service.
-    pub(crate) fn build(declared: &[(Declaration, Box<[u16]>)]) -> Result<Self, StartError> {
+    pub(crate) fn build(declared: &[Declared]) -> Result<Self, StartError> {
         let mut table = Self::default();
         let mut handled_by: ByMessage<&Declaration> = ByMessage::default();
         for (declaration, shards) in declared {

@@ -14,9 +14,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use catga_codec::{
-    AccessError, ArchivedMessage, Contract, Event, ForeignFrame, Header, LocalFrame, Message, OwnedFrame, Request, TypeIndex,
+    AccessError, ArchivedMessage, Contract, Event, ForeignFrame, Header, Kind, LocalFrame, Message, OwnedFrame, Request, TypeIndex,
 };
 
+use crate::call::table::Ending;
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
 use crate::shard::reply_to::ReplyTo;
@@ -66,6 +67,7 @@ pub(crate) enum Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
+    #[inline]
     pub(crate) fn of(frame: &'a OwnedFrame) -> Option<Self> {
         frame.local().map(Self::Local).or_else(|| frame.foreign().map(Self::Foreign))
     }
@@ -108,8 +110,11 @@ fn unreadable(message: &str, error: &AccessError) -> Refusal {
 
 /// A request handler, with the types behind it erased.
 pub(crate) trait Serve {
-    /// Whether it can run this instant, inside its caller: it does not wait, and its state is not borrowed.
-    fn runs_at_once(&self) -> bool;
+    /// Runs the handler inside its caller and writes the answer into `answer`; `None` if it cannot run this instant,
+    /// because it may wait or its state is borrowed. Then nothing has happened.
+    fn serve_inline(&self, _frame: Incoming<'_>, _ctx: &Context, _answer: &mut OwnedFrame) -> Option<Ending> {
+        None
+    }
     /// Runs the handler, or starts it. It answers `to` exactly once, now or later.
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo);
     /// Polls a task of this handler that was woken.
@@ -124,17 +129,15 @@ pub(crate) trait Serve {
 
 /// An event handler, with the types behind it erased.
 pub(crate) trait Listen {
-    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), Refused>;
+    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), NotHeard>;
 }
 
-/// Why a listener did not take an event.
-pub(crate) enum Refused {
-    /// Its state is borrowed just now; try again next turn.
-    Busy,
-    /// It will not take it.
-    For(Refusal),
+/// Why a listener has not handled an event.
+pub(crate) enum NotHeard {
+    /// It did not take it: it is poisoned, or the bytes are no such event.
+    Refused,
     /// It panicked on it.
-    Failed(Failure),
+    Panicked,
 }
 
 /// What a handler is for, known without an instance.
@@ -275,33 +278,55 @@ where
     R: Request,
     F: Fn(&mut S, &R::Archived, &Context) -> Result<R::Reply, R::Error>,
 {
-    fn runs_at_once(&self) -> bool {
-        self.state.inner.try_borrow_mut().is_ok()
+    #[inline]
+    fn serve_inline(&self, frame: Incoming<'_>, ctx: &Context, answer: &mut OwnedFrame) -> Option<Ending> {
+        let outcome = match self.run(frame, ctx) {
+            Ok(Ok(reply)) => answer.encode(Header::new(Kind::Reply), &reply).map(|()| Ending::Reply),
+            Ok(Err(error)) => answer.encode(Header::new(Kind::Rejected), &error).map(|()| Ending::Rejected),
+            Err(NotRun::Busy) => return None,
+            Err(NotRun::Ended(ending)) => Ok(ending),
+        };
+        Some(outcome.unwrap_or(Ending::Failed(Failure::ReplyTooLarge)))
     }
 
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo) {
         let core = ctx.core();
-        if self.state.poisoned.get() {
-            return core.refuse(to, Refusal::Poisoned);
-        }
-        let archived = match frame.access::<R>() {
-            Ok(archived) => archived,
-            Err(refusal) => return core.refuse(to, refusal),
-        };
-        let Ok(mut state) = self.state.inner.try_borrow_mut() else {
-            // Only reachable from inside `State::with`: the frame waits until the borrow is over.
-            return core.queue_here(frame, to);
-        };
-        let answer = catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx)));
-        drop(state);
-        match answer {
+        match self.run(frame, ctx) {
             Ok(answer) => core.answer::<R>(to, &answer),
-            Err(panic) => {
-                self.state.poison();
-                core.panicked(R::NAME, &*panic);
-                core.fail(to, Failure::Panicked);
-            }
+            // Only reachable from inside `State::with`: the frame waits until the borrow is over.
+            Err(NotRun::Busy) => core.queue_here(frame, to, ctx.deadline()),
+            Err(NotRun::Ended(Ending::Refused(refusal))) => core.refuse(to, refusal),
+            Err(NotRun::Ended(ending)) => core.end(to, ending),
         }
+    }
+}
+
+/// Why a handler gave no answer.
+enum NotRun {
+    /// Its state is borrowed just now.
+    Busy,
+    /// The request ends like this instead.
+    Ended(Ending),
+}
+
+impl<S, R, F> SyncHandler<S, R, F>
+where
+    R: Request,
+    F: Fn(&mut S, &R::Archived, &Context) -> Result<R::Reply, R::Error>,
+{
+    #[inline]
+    fn run(&self, frame: Incoming<'_>, ctx: &Context) -> Result<Result<R::Reply, R::Error>, NotRun> {
+        let refused = |refusal| NotRun::Ended(Ending::Refused(refusal));
+        if self.state.poisoned.get() {
+            return Err(refused(Refusal::Poisoned));
+        }
+        let mut state = self.state.inner.try_borrow_mut().map_err(|_| NotRun::Busy)?;
+        let archived = frame.access::<R>().map_err(refused)?;
+        catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
+            self.state.poison();
+            ctx.core().panicked(R::NAME, &*panic);
+            NotRun::Ended(Ending::Failed(Failure::Panicked))
+        })
     }
 }
 
@@ -316,16 +341,16 @@ where
     E: Event,
     F: Fn(&mut S, &E::Archived, &Context),
 {
-    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), Refused> {
+    fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), NotHeard> {
         if self.state.poisoned.get() {
-            return Err(Refused::For(Refusal::Poisoned));
+            return Err(NotHeard::Refused);
         }
-        let archived = frame.access::<E>().map_err(Refused::For)?;
-        let mut state = self.state.inner.try_borrow_mut().map_err(|_| Refused::Busy)?;
+        let archived = frame.access::<E>().map_err(|_| NotHeard::Refused)?;
+        let mut state = self.state.inner.try_borrow_mut().map_err(|_| NotHeard::Refused)?;
         catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
             self.state.poison();
             ctx.core().panicked(E::NAME, &*panic);
-            Refused::Failed(Failure::Panicked)
+            NotHeard::Panicked
         })
     }
 }

@@ -181,7 +181,6 @@ where
         match polled {
             Ok(Poll::Pending) => {
                 self.slots.borrow_mut()[index as usize] = Some(slot);
-                return;
             }
             Ok(Poll::Ready(output)) => {
                 let to = slot.to.take().unwrap_or(ReplyTo::Nobody);
@@ -224,10 +223,6 @@ where
     Make: Fn(TaskInput<S>) -> Fut,
     Fut: Future<Output = TaskOutput<R>>,
 {
-    fn runs_at_once(&self) -> bool {
-        false
-    }
-
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo) {
         let core = ctx.core();
         if self.state.is_poisoned() {

@@ -10,29 +10,30 @@ use std::time::{Duration, Instant};
 
 /// A moment: nanoseconds since the process first asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Time(u64);
+pub(crate) struct Time(u64);
 
 impl Time {
     /// The start of the clock.
-    pub const ZERO: Self = Self(0);
+    pub(crate) const ZERO: Self = Self(0);
     /// Later than any moment that a clock will show.
-    pub const NEVER: Self = Self(u64::MAX);
+    pub(crate) const NEVER: Self = Self(u64::MAX);
 
     /// The moment `nanoseconds` after the start.
     #[must_use]
-    pub const fn from_nanos(nanoseconds: u64) -> Self {
+    pub(crate) const fn from_nanos(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }
 
     /// Nanoseconds since the start.
     #[must_use]
-    pub const fn as_nanos(self) -> u64 {
+    pub(crate) const fn as_nanos(self) -> u64 {
         self.0
     }
 
     /// Reads the real clock.
     #[must_use]
-    pub fn read() -> Self {
+    #[inline]
+    pub(crate) fn read() -> Self {
         static START: OnceLock<Instant> = OnceLock::new();
         let elapsed = START.get_or_init(Instant::now).elapsed();
         Self(elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos()))
@@ -40,25 +41,54 @@ impl Time {
 
     /// How long after `earlier` this is; zero if it is not after it.
     #[must_use]
-    pub const fn since(self, earlier: Self) -> Duration {
+    #[inline]
+    pub(crate) const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Whole microseconds from this moment to `deadline`, as a header carries them: zero if it has passed.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn micros_until(self, deadline: Self) -> u32 {
+        let micros = deadline.0.saturating_sub(self.0) / 1_000;
+        if micros > u32::MAX as u64 { u32::MAX } else { micros as u32 }
+    }
+
+    /// The deadline that a header with so many microseconds left means.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn after_micros(self, micros: u32) -> Self {
+        Self(self.0.saturating_add(micros as u64 * 1_000))
     }
 
     /// This moment and `duration` more, at most [`Time::NEVER`].
     #[must_use]
-    pub const fn after(self, duration: Duration) -> Self {
-        let nanoseconds = duration.as_nanos();
-        if nanoseconds > (u64::MAX - self.0) as u128 {
-            Self::NEVER
-        } else {
-            Self(self.0 + nanoseconds as u64)
-        }
+    #[inline]
+    pub(crate) fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
 impl std::ops::Add<Duration> for Time {
     type Output = Self;
+    #[inline]
     fn add(self, duration: Duration) -> Self {
         self.after(duration)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_saturate_at_both_ends() {
+        let now = Time::from_nanos(5_000);
+        assert_eq!(Time::ZERO.since(now), Duration::ZERO);
+        assert_eq!(Time::NEVER + Duration::from_secs(1), Time::NEVER);
+        assert_eq!(now + Duration::MAX, Time::NEVER);
+        assert_eq!(now.micros_until(Time::NEVER), u32::MAX);
+        assert_eq!(now.micros_until(Time::ZERO), 0);
+        assert_eq!(now.after_micros(3), Time::from_nanos(8_000));
     }
 }

@@ -27,8 +27,8 @@ pub enum Parsed<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct ForeignFrame<'a> {
     /// Exactly one frame; starts at a multiple of 16, covers header and extension area.
+    /// The whole frame; its header has been read once without an error.
     bytes: &'a [u8],
-    header: Header,
 }
 
 impl<'a> ForeignFrame<'a> {
@@ -65,11 +65,16 @@ impl<'a> ForeignFrame<'a> {
         if bytes.len() < occupied {
             return Ok(Parsed::Incomplete { needed: occupied });
         }
-        let frame = Self { bytes: &bytes[..length as usize], header };
-        for entry in frame.extensions() {
-            entry?;
+        let frame = Self { bytes: &bytes[..length as usize] };
+        if header.extension_bytes != 0 {
+            frame.check_extensions()?;
         }
         Ok(Parsed::Frame(frame, occupied))
+    }
+
+    #[cold]
+    fn check_extensions(&self) -> Result<(), FrameError> {
+        self.extensions().try_for_each(|entry| entry.map(drop))
     }
 
     /// The whole frame, without padding.
@@ -82,21 +87,21 @@ impl<'a> ForeignFrame<'a> {
     /// The header.
     #[must_use]
     #[inline]
-    pub const fn header(&self) -> Header {
-        self.header
+    pub fn header(&self) -> Header {
+        super::header_of(self.bytes)
     }
 
     /// The extension area, entry by entry; parsing has checked that all of them are well formed.
     #[must_use]
     pub fn extensions(&self) -> Extensions<'a> {
-        Extensions::new(&self.bytes[HEADER_BYTES..self.header.payload_offset()])
+        Extensions::new(&self.bytes[HEADER_BYTES..self.header().payload_offset()])
     }
 
     /// The payload: bytes that claim to be an archive.
     #[must_use]
     #[inline]
     pub fn payload(&self) -> &'a [u8] {
-        &self.bytes[self.header.payload_offset()..]
+        &self.bytes[self.header().payload_offset()..]
     }
 
     /// The message in place, checked: linear in the payload, no allocation.
@@ -106,7 +111,7 @@ impl<'a> ForeignFrame<'a> {
     /// [`AccessError`] if the frame carries another message, or bytes that are none.
     #[inline]
     pub fn access<T: Message>(&self) -> Result<&'a T::Archived, AccessError> {
-        super::access_checked::<T>(&self.header, self.payload())
+        super::access_checked::<T>(&self.header(), self.payload())
     }
 
     /// Copies the frame into memory of this process that [`LocalFrame`](crate::LocalFrame)s are read from:
@@ -116,6 +121,6 @@ impl<'a> ForeignFrame<'a> {
     ///
     /// [`EncodeError::Full`] if `into` is too small.
     pub fn import(&self, into: &mut [u8]) -> Result<usize, EncodeError> {
-        super::copy_frame(self.bytes, Header { context: 0, ..self.header }, into)
+        super::copy_frame(self.bytes, Header { context: 0, ..self.header() }, into)
     }
 }

@@ -49,10 +49,7 @@ impl<'a> LocalFrame<'a> {
     #[must_use]
     #[inline]
     pub fn header(&self) -> Header {
-        match Header::read(self.bytes) {
-            Ok(header) => header,
-            Err(error) => unreachable!("this process wrote a frame with a broken header: {error}"),
-        }
+        super::header_of(self.bytes)
     }
 
     /// The extension area, entry by entry.

@@ -6,7 +6,7 @@
 //! encoding or copying.
 #![allow(unsafe_code)]
 
-use rkyv::util::AlignedVec;
+use std::fmt;
 
 use crate::encode::{encode_local, encode_local_empty};
 use crate::error::{AccessError, EncodeError};
@@ -18,23 +18,34 @@ use crate::message::Message;
 /// The smallest memory worth allocating: a header and a small message.
 const CAPACITY_MIN_BYTES: usize = 256;
 
-/// A frame in memory of its own.
-#[derive(Debug, Default)]
+/// A frame in memory of its own: a pointer and a length, so that moving it about costs next to nothing.
+#[derive(Default)]
 pub struct OwnedFrame {
-    /// All of the capacity, initialised; the frame is at its start.
-    memory: AlignedVec<FRAME_ALIGN_BYTES>,
-    holds: Holds,
+    /// The first block says what the others hold. None at all: an empty frame without memory.
+    blocks: Box<[Block]>,
 }
 
+/// As many bytes as frames are aligned to.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Block([u8; FRAME_ALIGN_BYTES]);
+
+const _: () = assert!(size_of::<Block>() == FRAME_ALIGN_BYTES && align_of::<Block>() == FRAME_ALIGN_BYTES);
+
 /// What the memory holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holds {
-    #[default]
     Nothing,
-    /// A frame of this length that this process encoded.
+    /// A frame of this length that this process encoded, or certified.
     Local(usize),
     /// A frame of this length that another process sent, and that parsed.
     Foreign(usize),
+}
+
+impl fmt::Debug for OwnedFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedFrame").field("capacity", &self.capacity()).field("holds", &self.holds()).finish()
+    }
 }
 
 impl OwnedFrame {
@@ -54,19 +65,21 @@ impl OwnedFrame {
 
     /// The size of the largest frame that fits without growing.
     #[must_use]
+    #[inline]
     pub fn capacity(&self) -> usize {
-        self.memory.len()
+        self.blocks.len().saturating_sub(1) * FRAME_ALIGN_BYTES
     }
 
     /// Whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.holds == Holds::Nothing
+        self.holds() == Holds::Nothing
     }
 
     /// Forgets the frame and keeps the memory.
+    #[inline]
     pub fn clear(&mut self) {
-        self.holds = Holds::Nothing;
+        self.set_holds(Holds::Nothing);
     }
 
     /// Archives a message, in the form of this process, without extensions. Grows if it must, up to
@@ -75,14 +88,15 @@ impl OwnedFrame {
     /// # Errors
     ///
     /// [`EncodeError`]; the frame is then empty.
+    #[inline]
     pub fn encode<T: Message>(&mut self, header: Header, message: &T) -> Result<(), EncodeError> {
         self.clear();
         self.reserve(CAPACITY_MIN_BYTES);
         let header = Header { extension_bytes: 0, ..header };
         loop {
-            match encode_local(header, message, &mut self.memory) {
+            match encode_local(header, message, self.memory_mut()) {
                 Ok(length) => {
-                    self.holds = Holds::Local(length);
+                    self.set_holds(Holds::Local(length));
                     return Ok(());
                 }
                 Err(EncodeError::Full) => self.reserve(2 * self.capacity()),
@@ -95,40 +109,43 @@ impl OwnedFrame {
     pub fn encode_empty(&mut self, header: Header) {
         self.clear();
         self.reserve(CAPACITY_MIN_BYTES);
-        if let Ok(length) = encode_local_empty(header, &mut self.memory) {
-            self.holds = Holds::Local(length);
+        if let Ok(length) = encode_local_empty(header, self.memory_mut()) {
+            self.set_holds(Holds::Local(length));
         }
     }
 
     /// Copies a frame of this process.
+    #[inline]
     pub fn copy_local(&mut self, frame: LocalFrame<'_>) {
         self.copy(frame.bytes());
-        self.holds = Holds::Local(frame.bytes().len());
+        self.set_holds(Holds::Local(frame.bytes().len()));
     }
 
     /// Copies a frame of another process, as it is.
+    #[inline]
     pub fn copy_foreign(&mut self, frame: ForeignFrame<'_>) {
         self.copy(frame.bytes());
-        self.holds = Holds::Foreign(frame.bytes().len());
+        self.set_holds(Holds::Foreign(frame.bytes().len()));
     }
 
     /// The frame, if this process encoded it.
     #[must_use]
     #[inline]
     pub fn local(&self) -> Option<LocalFrame<'_>> {
-        let Holds::Local(length) = self.holds else { return None };
+        let Holds::Local(length) = self.holds() else { return None };
         // SAFETY: `Local` is only set after `encode_local` (or its empty form) wrote, or a `LocalFrame` was
         // copied to, the start of the memory, which is 16-aligned; the setters below touch no field that
         // counts (`an_owned_frame_knows_where_its_bytes_come_from` breaks otherwise).
-        Some(unsafe { LocalFrame::assume(&self.memory[..length]) })
+        Some(unsafe { LocalFrame::assume(&self.memory()[..length]) })
     }
 
     /// The frame, if another process sent it.
     #[must_use]
+    #[inline]
     pub fn foreign(&self) -> Option<ForeignFrame<'_>> {
-        let Holds::Foreign(length) = self.holds else { return None };
+        let Holds::Foreign(length) = self.holds() else { return None };
         // The memory is padded behind the frame and the frame parsed before, so this parses again.
-        match ForeignFrame::parse(&self.memory, length) {
+        match ForeignFrame::parse(self.memory(), length) {
             Ok(Parsed::Frame(frame, _)) => Some(frame),
             _ => None,
         }
@@ -138,9 +155,9 @@ impl OwnedFrame {
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        match self.holds {
+        match self.holds() {
             Holds::Nothing => &[],
-            Holds::Local(length) | Holds::Foreign(length) => &self.memory[..length],
+            Holds::Local(length) | Holds::Foreign(length) => &self.memory()[..length],
         }
     }
 
@@ -170,18 +187,28 @@ impl OwnedFrame {
     /// # Errors
     ///
     /// [`AccessError`] as from [`access`](Self::access); the frame is as it was.
+    #[inline]
     pub fn certify<T: Message>(&mut self) -> Result<(), AccessError> {
+        if self.local().is_some_and(|frame| frame.access::<T>().is_some()) {
+            return Ok(());
+        }
+        self.check::<T>()
+    }
+
+    #[cold]
+    fn check<T: Message>(&mut self) -> Result<(), AccessError> {
         self.access::<T>()?;
-        let (Holds::Local(length) | Holds::Foreign(length)) = self.holds else { return Err(AccessError::Empty) };
+        let (Holds::Local(length) | Holds::Foreign(length)) = self.holds() else { return Err(AccessError::Empty) };
         let Some(header) = self.header() else { return Err(AccessError::Empty) };
         // The word that `LocalFrame::access` goes by. It is true now: the bytes were just found to be an archive of `T`,
         // and no setter touches them (`what_is_certified_is_trusted` reads them so).
-        Header { context: T::type_index().context(), ..header }.write(&mut self.memory);
-        self.holds = Holds::Local(length);
+        Header { context: T::type_index().context(), ..header }.write(self.memory_mut());
+        self.set_holds(Holds::Local(length));
         Ok(())
     }
 
     /// Sets the call that the frame belongs to. Does nothing to an empty frame, like the other setters.
+    #[inline]
     pub fn set_call(&mut self, call: CallId) {
         self.restamp(|header| header.call = call);
     }
@@ -198,30 +225,84 @@ impl OwnedFrame {
 
     /// Changes the header, except for the fields that describe the payload: length, message, extension bytes
     /// and context stay.
+    #[inline]
     pub fn restamp(&mut self, change: impl FnOnce(&mut Header)) {
         let Some(before) = self.header() else { return };
         let mut after = before;
         change(&mut after);
         let Header { length, message, extension_bytes, context, .. } = before;
-        Header { length, message, extension_bytes, context, ..after }.write(&mut self.memory);
+        Header { length, message, extension_bytes, context, ..after }.write(self.memory_mut());
     }
 
+    #[inline]
     fn copy(&mut self, bytes: &[u8]) {
         self.clear();
         self.reserve(bytes.len());
-        self.memory[..bytes.len()].copy_from_slice(bytes);
+        self.memory_mut()[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    #[inline]
+    fn holds(&self) -> Holds {
+        let Some(Block(word)) = self.blocks.first() else { return Holds::Nothing };
+        let word = u128::from_le_bytes(*word);
+        let length = (word >> 64) as usize;
+        match word as u64 {
+            LOCAL => Holds::Local(length),
+            FOREIGN => Holds::Foreign(length),
+            _ => Holds::Nothing,
+        }
+    }
+
+    #[inline]
+    fn set_holds(&mut self, holds: Holds) {
+        let (tag, length) = match holds {
+            Holds::Nothing => (NOTHING, 0),
+            Holds::Local(length) => (LOCAL, length),
+            Holds::Foreign(length) => (FOREIGN, length),
+        };
+        if let Some(Block(word)) = self.blocks.first_mut() {
+            *word = (u128::from(tag) | (length as u128) << 64).to_le_bytes();
+        }
+    }
+
+    /// The memory for the frame: all of the capacity.
+    #[inline]
+    fn memory(&self) -> &[u8] {
+        let blocks = self.blocks.get(1..).unwrap_or_default();
+        // SAFETY: a block is 16 initialised bytes without padding (asserted above), so this many blocks in a row are
+        // 16 times as many bytes; the borrow is the same (`encoding_again_reuses_the_memory` reads through it).
+        unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
+    }
+
+    /// As [`memory`](Self::memory), to write.
+    #[inline]
+    fn memory_mut(&mut self) -> &mut [u8] {
+        let blocks = self.blocks.get_mut(1..).unwrap_or_default();
+        // SAFETY: as in `memory`; any bytes make a block.
+        unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), size_of_val(blocks)) }
     }
 
     /// Makes room for a frame of this size; what the memory held is lost to nobody, since frames are only
     /// written whole.
+    #[inline]
     fn reserve(&mut self, bytes: usize) {
+        if bytes > self.capacity() {
+            self.grow(bytes);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, bytes: usize) {
         let bytes = crate::padded(bytes.clamp(HEADER_BYTES, FRAME_MAX_BYTES));
-        if bytes > self.memory.len() {
-            self.memory = AlignedVec::with_capacity(bytes);
-            self.memory.resize(bytes, 0);
+        if bytes > self.capacity() {
+            self.blocks = vec![Block([0; FRAME_ALIGN_BYTES]); 1 + bytes / FRAME_ALIGN_BYTES].into_boxed_slice();
         }
     }
 }
+
+const NOTHING: u64 = 0;
+const LOCAL: u64 = 1;
+const FOREIGN: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -235,7 +316,7 @@ mod tests {
         ours.encode(Header::new(Kind::Rejected), &Fault::new("no shelf")).unwrap();
         assert!(ours.local().is_some() && ours.foreign().is_none());
 
-        let Ok(Parsed::Frame(sent, _)) = ForeignFrame::parse(&ours.memory, 256) else { panic!() };
+        let Ok(Parsed::Frame(sent, _)) = ForeignFrame::parse(ours.memory(), 256) else { panic!() };
         let mut theirs = OwnedFrame::with_capacity(16);
         theirs.copy_foreign(sent);
         assert!(theirs.local().is_none() && theirs.foreign().is_some());
@@ -246,6 +327,25 @@ mod tests {
         assert!(theirs.local().is_some() && theirs.foreign().is_none());
         theirs.clear();
         assert!(theirs.is_empty() && theirs.bytes().is_empty() && theirs.header().is_none());
+    }
+
+    #[test]
+    fn what_is_certified_is_trusted() {
+        let mut ours = OwnedFrame::new();
+        ours.encode(Header::new(Kind::Rejected), &Fault::new("no shelf holds as many as were asked for")).unwrap();
+        let Ok(Parsed::Frame(sent, _)) = ForeignFrame::parse(ours.memory(), 512) else { panic!() };
+        let mut theirs = OwnedFrame::new();
+        theirs.copy_foreign(sent);
+        assert!(theirs.certify::<()>().is_err() && theirs.local().is_none(), "another message is not certified");
+        theirs.certify::<Fault>().unwrap();
+        assert_eq!(theirs.local().unwrap().access::<Fault>().unwrap().text, "no shelf holds as many as were asked for");
+
+        // Bytes that are no archive stay what they are.
+        let mut broken = OwnedFrame::new();
+        broken.copy_foreign(sent);
+        let length = broken.bytes().len();
+        broken.memory_mut()[length - 8..length].fill(0x90);
+        assert!(broken.certify::<Fault>().is_err() && broken.local().is_none());
     }
 
     #[test]
@@ -289,12 +389,12 @@ mod tests {
     #[test]
     fn encoding_again_reuses_the_memory() {
         let mut frame = OwnedFrame::with_capacity(4096);
-        let memory = frame.memory.as_ptr();
+        let memory = frame.memory().as_ptr();
         for text in ["one", "two"] {
             frame.encode(Header::new(Kind::Rejected), &Fault::new(text)).unwrap();
             frame.encode_empty(Header::new(Kind::Cancel));
             assert_eq!(frame.header().map(|header| header.kind), Some(Kind::Cancel));
         }
-        assert_eq!(frame.memory.as_ptr(), memory);
+        assert_eq!(frame.memory().as_ptr(), memory);
     }
 }

@@ -38,6 +38,9 @@ impl<R: Request, I: Iterator<Item = R>> std::fmt::Debug for Batch<'_, R, I> {
     }
 }
 
+/// One outcome of a batch that is kept.
+pub type Collected<R> = Result<Reply<<R as Request>::Reply>, CallError<<R as Request>::Error>>;
+
 /// One outcome of a batch: the reply in place, or why there is none.
 pub type Outcome<'r, R> =
     Result<&'r catga_codec::Archived<<R as Request>::Reply>, CallError<<R as Request>::Error>>;
@@ -68,8 +71,8 @@ impl<'a, R: Request, I: Iterator<Item = R>> Batch<'a, R, I> {
     }
 
     /// Sends all of them, and returns the outcomes in the order of the requests.
-    pub async fn collect(self) -> Vec<Result<Reply<R::Reply>, CallError<R::Error>>> {
-        let mut outcomes: Vec<Option<Result<Reply<R::Reply>, CallError<R::Error>>>> = Vec::new();
+    pub async fn collect(self) -> Vec<Collected<R>> {
+        let mut outcomes: Vec<Option<Collected<R>>> = Vec::new();
         let keep = |place: usize, ending: Ending, frame: OwnedFrame| {
             if outcomes.len() <= place {
                 outcomes.resize_with(place + 1, || None);
@@ -122,7 +125,6 @@ impl<'a, R: Request, I: Iterator<Item = R>> Run<'a, R, I, ()> {
         }
     }
 
-    #[expect(clippy::new_ret_no_self, reason = "the closure's type is part of the run")]
     fn new<Take>(
         batch: Batch<'a, R, I>,
         mut take: Take,

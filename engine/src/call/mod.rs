@@ -15,5 +15,5 @@ pub(crate) mod batch;
 pub(crate) mod future;
 pub(crate) mod table;
 
-pub use batch::{Batch, Outcome};
+pub use batch::{Batch, Collected, Outcome};
 pub use future::Call;

@@ -255,10 +255,10 @@ impl Lanes {
         for (key, lane) in self.all().filter(|(_, lane)| lane.machine.is_open()) {
             let Some(agreement) = lane.machine.agreement() else { continue };
             match agreement.judge(contract) {
-                Some(Verdict::Accepted { peer_serves: true }) => {
-                    if !nodes.iter().any(|(node, _)| *node == agreement.peer) {
-                        nodes.push((agreement.peer.clone(), key));
-                    }
+                Some(Verdict::Accepted { peer_serves: true })
+                    if !nodes.iter().any(|(node, _)| *node == agreement.peer) =>
+                {
+                    nodes.push((agreement.peer.clone(), key));
                 }
                 Some(Verdict::Refused { difference }) => {
                     tracing::warn!(message = contract.name, peer = %agreement.peer, difference, "layouts differ");

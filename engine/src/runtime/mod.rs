@@ -14,6 +14,8 @@ pub(crate) mod drive;
 pub(crate) mod epoll;
 #[cfg(feature = "glommio")]
 pub(crate) mod glommio;
+#[cfg(test)]
+pub(crate) mod simulated;
 pub(crate) mod sockets;
 
 /// What a shard has registered under a descriptor.
@@ -60,7 +62,6 @@ pub(crate) trait World {
 }
 
 /// How a runtime waits for its shard's doorbell, sockets, or the end of `timeout`.
-#[expect(async_fn_in_trait, reason = "crate-private, and never sent between threads")]
 pub(crate) trait Wait {
     async fn wait(&mut self, timeout: Duration) -> io::Result<()>;
 }

@@ -26,9 +26,9 @@ use crate::lane::io::Lanes;
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::{Placement, RouteTable};
-use crate::service::{Incoming, Listen, Refused, Serve};
+use crate::service::{Incoming, Listen, NotHeard, Serve};
 use crate::shard::mesh::{Arrived, NoRoom, Outgoing};
-use crate::shard::reply_to::{InlineAnswer, ReplyTo};
+use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
 use crate::time::Time;
 
@@ -85,7 +85,8 @@ pub(crate) struct Core {
     pub(crate) deadline: Duration,
     handlers: OnceCell<Handlers>,
     now: Cell<Time>,
-    inline: RefCell<Option<InlineAnswer>>,
+    /// Where requests to handlers of this shard are archived for the time that the handler runs.
+    scratch: RefCell<OwnedFrame>,
     outbox: RefCell<VecDeque<OwnedFrame>>,
     here: RefCell<VecDeque<Here>>,
     /// Calls that wait for the first lane to a node; each has a slot, so they are bounded with the calls.
@@ -115,7 +116,7 @@ impl Core {
             deadline,
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
-            inline: RefCell::new(None),
+            scratch: RefCell::new(pool::take()),
             outbox: RefCell::new(VecDeque::new()),
             here: RefCell::new(VecDeque::new()),
             forming: RefCell::new(VecDeque::new()),
@@ -142,10 +143,6 @@ impl Core {
 
     pub(crate) fn set_now(&self, now: Time) {
         self.now.set(now);
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.get()
     }
 
     pub(crate) fn set_stopping(&self) {
@@ -189,7 +186,7 @@ impl Core {
 
     /// Tries to send a request. `slot` is the call's slot if it waited before; else one is opened with `waiter` if the
     /// call outlives the attempt.
-    #[inline]
+    #[inline(always)] // as `run_inline`
     pub(crate) fn attempt<R: Request>(
         self: &Rc<Self>,
         request: &R,
@@ -204,13 +201,13 @@ impl Core {
         }
         let index = R::type_index().get();
         let destination = self.destination(index, R::ID, request.key(), Some(Contract::of_request::<R>));
-        if destination == Destination::Here && slot.is_none() {
-            if let Some(handler) = self.handler(index)
-                && handler.runs_at_once()
-                && self.here.borrow().is_empty()
-            {
-                return self.run_inline(handler, request, deadline);
-            }
+        if destination == Destination::Here
+            && slot.is_none()
+            && self.here.borrow().is_empty()
+            && let Some(handler) = self.handler(index)
+            && let Some(ended) = self.run_inline(handler, request, deadline)
+        {
+            return ended;
         }
         if let Destination::Nowhere(reason) = destination {
             return self.give_up(slot, reason);
@@ -223,7 +220,7 @@ impl Core {
         let Some(call) = opened else {
             return Attempt::Ended(Ending::NotSent(NotSent::TooManyCalls), None);
         };
-        let header = request_header(request, call, deadline.since(now));
+        let header = request_header(request, call, now.micros_until(deadline));
         let sent = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
@@ -257,24 +254,27 @@ impl Core {
         Attempt::Ended(Ending::NotSent(reason), None)
     }
 
-    /// Runs a sync handler of this shard inside its caller.
-    #[inline]
-    fn run_inline<R: Request>(self: &Rc<Self>, handler: &dyn Serve, request: &R, deadline: Time) -> Attempt {
-        let mut frame = pool::take();
-        let header = request_header(request, CallId::default(), deadline.since(self.now()));
-        if let Err(error) = frame.encode(header, request) {
-            return Attempt::Ended(Ending::NotSent(not_encoded(error)), None);
+    /// Runs a handler of this shard inside its caller, if it can run at once.
+    #[inline(always)] // what it returns is taken apart at once: a call would only carry it through memory
+    fn run_inline<R: Request>(
+        self: &Rc<Self>,
+        handler: &dyn Serve,
+        request: &R,
+        deadline: Time,
+    ) -> Option<Attempt> {
+        // Borrowed only while a handler runs that polls a call by hand: such a call goes by the queue.
+        let mut scratch = self.scratch.try_borrow_mut().ok()?;
+        // Nobody reads the time left from this header: the context has the deadline.
+        if let Err(error) = scratch.encode(request_header(request, CallId::default(), 0), request) {
+            return Some(Attempt::Ended(Ending::NotSent(not_encoded(error)), None));
         }
-        if let Some(incoming) = Incoming::of(&frame) {
-            handler.serve(incoming, &Context::new(self.clone(), deadline), ReplyTo::Inline);
-        }
-        pool::give(frame);
+        let mut answer = pool::take();
+        let ctx = Context::new(self.clone(), deadline);
+        let ending = handler.serve_inline(Incoming::of(&scratch)?, &ctx, &mut answer)?;
+        drop(scratch);
         self.counters.calls_here.add(1);
         self.after_handler();
-        match self.inline.borrow_mut().take() {
-            Some(InlineAnswer { ending, frame }) => Attempt::Ended(ending, Some(frame)),
-            None => Attempt::Ended(Ending::Unknown(Unknown::Cut), None),
-        }
+        Some(Attempt::Ended(ending, Some(answer)))
     }
 
     fn send_here<R: Request>(
@@ -399,9 +399,8 @@ impl Core {
     }
 
     fn pass(&self, destination: Destination, call: CallId, mut frame: OwnedFrame, deadline: Time, granted: bool) {
-        let remaining = deadline.since(self.now());
         frame.set_call(call);
-        frame.set_remaining_us(u32::try_from(remaining.as_micros()).unwrap_or(u32::MAX));
+        frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
             Destination::Shard(shard) => {
                 self.with_peer(shard, |peer| peer.forward(frame, granted)).map(|()| Target::Shard(shard))
@@ -509,11 +508,6 @@ impl Core {
                     self.end(ReplyTo::Lane { lane, call }, too_large);
                 }
             }
-            ReplyTo::Inline => {
-                let mut frame = pool::take();
-                let ending = frame.encode(header, message).map_or(too_large, |()| ending);
-                *self.inline.borrow_mut() = Some(InlineAnswer { ending, frame });
-            }
             ReplyTo::Here(call) => {
                 let mut frame = pool::take();
                 let ending = frame.encode(header, message).map_or(too_large, |()| ending);
@@ -531,7 +525,6 @@ impl Core {
     pub(crate) fn end(&self, to: ReplyTo, ending: Ending) {
         match to {
             ReplyTo::Nobody => {}
-            ReplyTo::Inline => *self.inline.borrow_mut() = Some(InlineAnswer { ending, frame: pool::take() }),
             ReplyTo::Here(call) => self.complete(call, ending, |_| ()),
             ReplyTo::Client(promise) => promise.keep(ending, None),
             ReplyTo::Shard { shard, call } => {
@@ -563,7 +556,7 @@ impl Core {
                 self.with_peer(shard, |peer| peer.answer_by_handle(frame));
             }
             ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
-            ReplyTo::Nobody | ReplyTo::Inline => pool::give(frame),
+            ReplyTo::Nobody => pool::give(frame),
         }
     }
 
@@ -648,8 +641,7 @@ impl Core {
 
     /// Queues a frame whose handler's state is borrowed just now.
     #[cold]
-    pub(crate) fn queue_here(&self, incoming: Incoming<'_>, to: ReplyTo) {
-        let deadline = crate::client::deadline_of(&incoming.header(), self.now());
+    pub(crate) fn queue_here(&self, incoming: Incoming<'_>, to: ReplyTo, deadline: Time) {
         self.queue(incoming.to_owned_in(pool::take()), to, deadline);
     }
 
@@ -698,8 +690,8 @@ impl Core {
             self.after_handler();
             match outcome {
                 Ok(()) => self.counters.events_handled.add(1),
-                Err(Refused::Busy | Refused::For(_)) => self.counters.events_dropped.add(1),
-                Err(Refused::Failed(_)) => self.counters.failed.add(1),
+                Err(NotHeard::Refused) => self.counters.events_dropped.add(1),
+                Err(NotHeard::Panicked) => self.counters.failed.add(1),
             }
         }
     }
@@ -799,7 +791,7 @@ impl Core {
     pub(crate) fn take_call(&self, mut promise: Promise, ctx: &mut Context) {
         let Some((frame, contract)) = promise.take_request() else { return };
         let Some(header) = frame.header() else { return };
-        let deadline = crate::client::deadline_of(&header, self.now());
+        let deadline = self.now().after_micros(header.remaining_us);
         let to = ReplyTo::Client(promise);
         match frame.local() {
             Some(local) if self.is_ours(&header) => {

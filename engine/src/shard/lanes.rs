@@ -3,7 +3,7 @@
 use catga_codec::{ForeignFrame, Kind};
 
 use crate::call::table::{Ending, LaneKey, Target, Wake};
-use crate::client::{Inbound, deadline_of};
+use crate::client::Inbound;
 use crate::context::Context;
 use crate::error::{NotSent, Unknown};
 use crate::lane::io::Ended;
@@ -139,7 +139,7 @@ impl Core {
         match header.kind {
             Kind::Request => {
                 let to = ReplyTo::Lane { lane, call: header.call };
-                let deadline = deadline_of(&header, now);
+                let deadline = now.after_micros(header.remaining_us);
                 let away = self.lanes.borrow_mut().turns_away(lane, header.message);
                 if let Some(refusal) = away {
                     self.refuse(to, refusal);

@@ -3,9 +3,9 @@
 //! Every request that reaches a shard carries one of these, and it is used exactly once: whoever takes a request over
 //! (a sync handler, a task, a forward) takes the `ReplyTo` with it.
 
-use catga_codec::{CallId, OwnedFrame};
+use catga_codec::CallId;
 
-use crate::call::table::{Ending, LaneKey};
+use crate::call::table::LaneKey;
 use crate::client::Promise;
 
 /// Where an answer goes.
@@ -13,8 +13,6 @@ use crate::client::Promise;
 pub(crate) enum ReplyTo {
     /// To nobody: an event, or a call whose caller is gone.
     Nobody,
-    /// Back to the caller that runs the handler inside its own poll.
-    Inline,
     /// To a call of this shard.
     Here(CallId),
     /// To a call of another shard.
@@ -23,11 +21,4 @@ pub(crate) enum ReplyTo {
     Lane { lane: LaneKey, call: CallId },
     /// To a foreign thread.
     Client(Promise),
-}
-
-/// The answer to an inline call, on its way out of the handler.
-#[derive(Debug)]
-pub(crate) struct InlineAnswer {
-    pub(crate) ending: Ending,
-    pub(crate) frame: OwnedFrame,
 }

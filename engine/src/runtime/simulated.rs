@@ -1,0 +1,370 @@
+//! The simulated runtime: whole engines in one thread, from one seed, in virtual time.
+//!
+//! Behind the same seam as the real ones: each shard has a [`World`](super::World), and [`Simulation::step`] does for
+//! it what [`drive`](super::drive) does, one round at a time. Which shard runs next, for how long it is held up, and what the
+//! [`network`] does to its links is drawn from the seed; nothing reads a clock, starts a thread or waits. So a run can be
+//! repeated exactly: [`Simulation::trace`] is a hash over all that happened.
+//!
+//! ```text
+//!   step: who could run now?  ──somebody──▶ one of them, by chance: wake, turn, and spin or park as `drive` does
+//!              │                            then the clients' futures are polled
+//!              └──nobody──▶ virtual time moves to the next timer, arrival or end of a hold-up
+//! ```
+//!
+//! A sleeping shard runs again only when its doorbell was really raised, its world has something ready, or its own timer
+//! has come: a wake-up that the engine forgets is a shard that sleeps too long, and a call that ends too late.
+
+pub(crate) mod network;
+pub(crate) mod rng;
+#[cfg(test)]
+mod tests;
+mod world;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use catga_codec::hash::combine;
+use catga_discovery::Incarnation;
+
+use self::network::Network;
+use self::rng::Rng;
+use self::world::{Shared, SimulatedWorld};
+use crate::client::Client;
+use crate::cluster::List;
+use crate::context::Context;
+use crate::engine::RuntimeKind;
+use crate::runtime::Token;
+use crate::shard::core::Core;
+use crate::shard::{Control, Shard, Turn};
+use crate::time::Time;
+use crate::{Builder, Engine};
+
+/// A shard is held up (by a long handler, by the system) for at most so long.
+pub(crate) const HOLD_UP_MAX: Duration = Duration::from_millis(2);
+
+/// A node that is not running just now can be started again from this.
+struct Description {
+    id: String,
+    endpoint: SocketAddr,
+    peers: Vec<String>,
+    shards: usize,
+    describe: Box<dyn Fn(Builder) -> Builder>,
+}
+
+/// What a shard of the simulation does between turns.
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    /// It runs again from then on.
+    Held(Time),
+    /// It sleeps until then, if nobody wakes it.
+    Asleep(Time),
+}
+
+struct SimulatedShard {
+    shard: Shard,
+    core: Rc<Core>,
+    world: usize,
+    listens: Option<SocketAddr>,
+    rest: Rest,
+    /// Since when it could run and did not.
+    due: Option<Time>,
+}
+
+struct Running {
+    shards: Vec<SimulatedShard>,
+    control: Arc<Control>,
+    client: Client,
+}
+
+struct SimulatedNode {
+    description: Description,
+    starts: u64,
+    running: Option<Running>,
+}
+
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Engines, the network between them, and those who call them from outside.
+pub(crate) struct Simulation {
+    pub(crate) now: Time,
+    pub(crate) rng: Rng,
+    pub(crate) network: Shared,
+    /// So many turns in a thousand are followed by a hold-up of the shard.
+    pub(crate) hold_ups: u64,
+    pub(crate) steps: u64,
+    nodes: Vec<SimulatedNode>,
+    outside: Vec<Work>,
+    trace: u64,
+    tokens: Vec<Token>,
+}
+
+impl Simulation {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let network = Shared::new(Network::new(rng.next()));
+        Self {
+            now: Time::from_nanos(1_000_000),
+            rng,
+            network,
+            hold_ups: 0,
+            steps: 0,
+            nodes: Vec::new(),
+            outside: Vec::new(),
+            trace: seed,
+            tokens: Vec::new(),
+        }
+    }
+
+    /// A hash of all that has happened.
+    pub(crate) fn trace(&self) -> u64 {
+        combine(self.trace, self.network.borrow().trace)
+    }
+
+    pub(crate) fn note(&mut self, number: u64) {
+        self.trace = combine(self.trace, combine(number, self.now.as_nanos()));
+    }
+
+    // ---- nodes
+
+    /// Adds a node and starts it. `peers` as in a [`List`]: it dials those.
+    pub(crate) fn node(
+        &mut self,
+        id: &str,
+        port: u16,
+        peers: &[&str],
+        shards: usize,
+        describe: impl Fn(Builder) -> Builder + 'static,
+    ) -> usize {
+        let description = Description {
+            id: id.into(),
+            endpoint: SocketAddr::from(([10, 0, 0, 1], port)),
+            peers: peers.iter().map(|&peer| peer.into()).collect(),
+            shards,
+            describe: Box::new(describe),
+        };
+        self.nodes.push(SimulatedNode { description, starts: 0, running: None });
+        self.start(self.nodes.len() - 1);
+        self.nodes.len() - 1
+    }
+
+    /// Starts a node that does not run, as its next incarnation.
+    pub(crate) fn start(&mut self, node: usize) {
+        let (now, network) = (self.now, self.network.clone());
+        let SimulatedNode { description, starts, running } = &mut self.nodes[node];
+        assert!(running.is_none(), "the node runs");
+        *starts += 1;
+        // Cores are not pinned here; shards may be more than there are.
+        let builder = Engine::builder().shards(description.shards);
+        let plan = (description.describe)(builder).plan(RuntimeKind::Epoll, None).unwrap();
+        let list = List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
+        network.borrow().listen(description.endpoint);
+        let shards = plan.seeds.into_iter().map(|mut seed| {
+            let mut lanes = list.setup(seed.routes.contracts(), description.shards as u16).unwrap();
+            lanes.greeting.incarnation = Incarnation(*starts);
+            seed.lanes = Some(lanes);
+            let listens = (seed.id.0 == 0).then_some(description.endpoint);
+            let world = network.borrow().new_world();
+            let (id, bind, services) = (seed.id, seed.bind.clone(), plan.services.clone());
+            let mut shared = None;
+            let handlers = |core: &Rc<Core>| {
+                shared = Some(core.clone());
+                services(id, &bind)
+            };
+            let own = SimulatedWorld { network: network.clone(), id: world, listens };
+            let shard = Shard::new(seed, handlers, Box::new(own));
+            let core = shared.expect("a shard has a core");
+            SimulatedShard { shard, core, world, listens, rest: Rest::Held(now), due: None }
+        });
+        *running = Some(Running {
+            shards: shards.collect(),
+            control: plan.control,
+            client: Client::new(plan.shared),
+        });
+        self.note(100 + node as u64);
+    }
+
+    /// The node is gone from one moment to the next, and with it all it held. Its links are reset, or fall silent as
+    /// if the machine had lost its power.
+    pub(crate) fn crash(&mut self, node: usize, silently: bool) {
+        self.note(200 + node as u64);
+        let Some(running) = self.nodes[node].running.take() else { return };
+        if silently {
+            let mut network = self.network.borrow();
+            for link in network.alive() {
+                network.silence(link, 0);
+                network.silence(link, 1);
+            }
+        }
+        self.network.borrow().unlisten(self.nodes[node].description.endpoint);
+        for SimulatedShard { shard, core, .. } in running.shards {
+            drop(shard);
+            // What the process's end would do: running handlers hold the core, which holds them.
+            core.end_tasks(&Context::new(core.clone(), Time::NEVER), |_, _| true);
+        }
+    }
+
+    pub(crate) fn is_running(&self, node: usize) -> bool {
+        self.nodes[node].running.is_some()
+    }
+
+    /// Asks a node to stop, as [`Engine::stop`] does. It is gone when [`is_running`](Self::is_running) says so.
+    pub(crate) fn stop(&mut self, node: usize, within: Duration) {
+        if let Some(running) = &self.nodes[node].running {
+            running.control.drain(self.now + within);
+            for shard in &running.shards {
+                shard.shard.doorbell().ring();
+            }
+        }
+    }
+
+    /// A client of a node that runs.
+    pub(crate) fn client(&self, node: usize) -> Client {
+        self.nodes[node].running.as_ref().expect("the node runs").client.clone()
+    }
+
+    /// The inner parts of a node's shards, to look at.
+    pub(crate) fn cores(&self, node: usize) -> impl Iterator<Item = &Core> {
+        self.nodes[node].running.iter().flat_map(|running| running.shards.iter().map(|shard| &*shard.core))
+    }
+
+    /// Adds someone outside all engines: its future is polled before and after every turn.
+    pub(crate) fn outside(&mut self, work: impl Future<Output = ()> + 'static) {
+        self.outside.push(Box::pin(work));
+    }
+
+    /// How many of those outside have not ended.
+    pub(crate) fn waiting_outside(&self) -> usize {
+        self.outside.len()
+    }
+
+    // ---- time
+
+    /// Goes on until `done`, and not for longer than `most`. Says whether it is done.
+    pub(crate) fn run(&mut self, most: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.now + most;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.step();
+        }
+        done(self)
+    }
+
+    /// One round of one shard, or a move of the time to when there is one.
+    pub(crate) fn step(&mut self) {
+        self.steps += 1;
+        self.network.borrow().now = self.now;
+        self.poll_outside();
+        let able = self.able();
+        if able.is_empty() {
+            self.now = self.next_event().unwrap_or(self.now + Duration::from_millis(1));
+            return;
+        }
+        let (node, shard) = self.choose(&able);
+        self.round(node, shard);
+        self.poll_outside();
+        let took = self.rng.between(200, 3_000);
+        self.now = self.now + Duration::from_nanos(took);
+    }
+
+    /// One of those who could run, by chance; but nobody is passed over for long.
+    fn choose(&mut self, able: &[(usize, usize)]) -> (usize, usize) {
+        let now = self.now;
+        let oldest = able.iter().copied().min_by_key(|&(node, shard)| self.shard(node, shard).due);
+        if let Some((node, shard)) = oldest
+            && self.shard(node, shard).due.is_some_and(|due| now.since(due) > HOLD_UP_MAX / 4)
+        {
+            return (node, shard);
+        }
+        able[self.rng.below(able.len() as u64) as usize]
+    }
+
+    fn shard(&mut self, node: usize, shard: usize) -> &mut SimulatedShard {
+        &mut self.nodes[node].running.as_mut().expect("a node that runs").shards[shard]
+    }
+
+    fn able(&mut self) -> Vec<(usize, usize)> {
+        let (now, network) = (self.now, self.network.borrow());
+        let mut able = Vec::new();
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            let Some(running) = &mut node.running else { continue };
+            for (place, shard) in running.shards.iter_mut().enumerate() {
+                let runs = match shard.rest {
+                    Rest::Held(until) => until <= now,
+                    Rest::Asleep(until) => {
+                        self.tokens.clear();
+                        network.ready(shard.world, shard.listens, &mut self.tokens);
+                        let woken = shard.shard.doorbell().signal().drain();
+                        if woken {
+                            shard.rest = Rest::Asleep(now);
+                        }
+                        woken || until <= now || !self.tokens.is_empty()
+                    }
+                };
+                if runs && !shard.shard.is_stopped() {
+                    shard.due.get_or_insert(now);
+                    able.push((index, place));
+                }
+            }
+        }
+        able
+    }
+
+    fn next_event(&self) -> Option<Time> {
+        let network = self.network.borrow();
+        let shards = self.nodes.iter().filter_map(|node| node.running.as_ref()).flat_map(|running| &running.shards);
+        let events = shards.filter(|shard| !shard.shard.is_stopped()).flat_map(|shard| match shard.rest {
+            Rest::Held(until) => [Some(until), None],
+            Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens)],
+        });
+        events.flatten().filter(|at| *at > self.now).min()
+    }
+
+    /// What `drive` does with a shard in one round.
+    fn round(&mut self, node: usize, place: usize) {
+        let now = self.now;
+        let (held, spins) = (self.rng.chance(self.hold_ups), self.rng.chance(700));
+        let hold_up = self.rng.time(Duration::from_micros(1), HOLD_UP_MAX / 2);
+        let simulated = self.shard(node, place);
+        simulated.due = None;
+        let shard = &mut simulated.shard;
+        if let Rest::Asleep(_) = simulated.rest {
+            shard.doorbell().awake();
+            shard.look_at_sockets(now);
+        }
+        let turn = shard.turn(now);
+        simulated.rest = Rest::Held(now);
+        if turn == Turn::Busy || spins {
+            shard.poll_sockets(now);
+        } else {
+            shard.flush_all(now);
+            shard.doorbell().prepare_sleep();
+            let timeout = if shard.may_sleep() { shard.sleep_max(now) } else { Duration::ZERO };
+            if timeout.is_zero() {
+                shard.doorbell().awake();
+                shard.look_at_sockets(now);
+            } else {
+                simulated.rest = Rest::Asleep(now + timeout);
+            }
+        }
+        if held && let Rest::Held(_) = simulated.rest {
+            simulated.rest = Rest::Held(now + hold_up);
+        }
+        self.note(((node as u64) << 16) + ((place as u64) << 8) + u64::from(turn == Turn::Busy));
+        let running = self.nodes[node].running.as_ref();
+        if running.is_some_and(|running| running.shards.iter().all(|shard| shard.shard.is_stopped())) {
+            self.crash(node, false);
+        }
+    }
+
+    fn poll_outside(&mut self) {
+        let mut cx = TaskContext::from_waker(Waker::noop());
+        self.outside.retain_mut(|work| work.as_mut().poll(&mut cx) == Poll::Pending);
+    }
+}
