@@ -116,7 +116,7 @@ pub(crate) trait Serve {
         None
     }
     /// Runs the handler, or starts it. It answers `to` exactly once, now or later.
-    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo);
+    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo);
     /// Polls a task of this handler that was woken.
     fn poll_task(&self, _slot: u32, _ctx: &Context) {}
     /// Ends the tasks that `gone` picks out by whom they answer and by when; each is answered as cut.
@@ -289,7 +289,7 @@ where
         Some(outcome.unwrap_or(Ending::Failed(Failure::ReplyTooLarge)))
     }
 
-    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo) {
+    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo) {
         let core = ctx.core();
         match self.run(frame, ctx) {
             Ok(answer) => core.answer::<R>(to, &answer),

@@ -114,7 +114,7 @@ pub(crate) type TaskOutput<R> = Result<Result<<R as Request>::Reply, <R as Reque
 
 struct Slot<Fut> {
     future: Pin<Box<Option<Fut>>>,
-    to: Option<ReplyTo>,
+    to: ReplyTo,
     deadline: Time,
     waker: Waker,
     flag: Arc<TaskWaker>,
@@ -164,7 +164,7 @@ where
         let task = TaskId { route: R::type_index().get(), slot: index };
         let flag = Arc::new(TaskWaker { task, queued: AtomicBool::new(false), ready: self.bind.ready.clone() });
         let waker = Waker::from(flag.clone());
-        Some((index, Slot { future: Box::pin(None), to: None, deadline: Time::NEVER, waker, flag }))
+        Some((index, Slot { future: Box::pin(None), to: ReplyTo::Nobody, deadline: Time::NEVER, waker, flag }))
     }
 
     /// Polls a slot's future once, and answers if it came to an end. The slot goes back to the pool either way.
@@ -183,16 +183,15 @@ where
                 self.slots.borrow_mut()[index as usize] = Some(slot);
             }
             Ok(Poll::Ready(output)) => {
-                let to = slot.to.take().unwrap_or(ReplyTo::Nobody);
                 match output {
-                    Ok(answer) => core.answer::<R>(to, &answer),
-                    Err(refusal) => core.refuse(to, refusal),
+                    Ok(answer) => core.answer::<R>(&mut slot.to, &answer),
+                    Err(refusal) => core.refuse(&mut slot.to, refusal),
                 }
                 self.retire(index, slot, ctx);
             }
             Err(panic) => {
                 self.panicked(ctx, &*panic);
-                core.fail(slot.to.take().unwrap_or(ReplyTo::Nobody), Failure::Panicked);
+                core.fail(&mut slot.to, Failure::Panicked);
                 self.retire(index, slot, ctx);
             }
         }
@@ -223,7 +222,7 @@ where
     Make: Fn(TaskInput<S>) -> Fut,
     Fut: Future<Output = TaskOutput<R>>,
 {
-    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: ReplyTo) {
+    fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo) {
         let core = ctx.core();
         if self.state.is_poisoned() {
             return core.refuse(to, Refusal::Poisoned);
@@ -234,7 +233,7 @@ where
         let input =
             TaskInput { state: self.state.clone(), frame: frame.to_owned_in(pool::take()), ctx: ctx.clone() };
         slot.future.set(Some((self.make)(input)));
-        slot.to = Some(to);
+        slot.to = std::mem::take(to);
         slot.deadline = ctx.deadline();
         self.running.set(self.running.get() + 1);
         self.poll(index, slot, ctx);
@@ -258,15 +257,14 @@ where
             let taken = {
                 let mut slots = self.slots.borrow_mut();
                 let ended = slots[index].as_ref().is_some_and(|slot| {
-                    slot.future.as_ref().as_pin_ref().is_some()
-                        && slot.to.as_ref().is_some_and(|to| gone(to, slot.deadline))
+                    slot.future.as_ref().as_pin_ref().is_some() && gone(&slot.to, slot.deadline)
                 });
                 if ended { slots[index].take() } else { None }
             };
             if let Some(mut slot) = taken {
-                let to = slot.to.take().unwrap_or(ReplyTo::Nobody);
+                let mut to = std::mem::take(&mut slot.to);
                 self.retire(index as u32, slot, ctx);
-                ctx.core().cut(to);
+                ctx.core().cut(&mut to);
             }
         }
     }

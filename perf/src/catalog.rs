@@ -1,10 +1,17 @@
 //! Every scenario, in the order of the table: one line each. A new row of the table is a new line here.
 
+use crate::engine::driver::How;
+use crate::engine::lane::{self, Lane};
+use crate::engine::local::{AtRest, Local};
+use crate::engine::orders::Orders;
 use crate::floor::locked::Locked;
 use crate::floor::ring::Ring;
 use crate::floor::tcp::{self, Tcp};
 use crate::options::Options;
 use crate::scenario::{Broken, Pace, Scenario};
+
+/// Of the row about the machine's CPU, whatever the reader's rate.
+const CPU_RATE_PER_S: u64 = 500_000;
 
 /// All of them, with the reader's rate and payload.
 pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
@@ -24,6 +31,25 @@ pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
         Box::new(Tcp::spinning("floor/tcp/payload/1024", closed(1_024), Some(1_024))),
         Box::new(Tcp::spinning("floor/tcp/payload/16384", closed(64), Some(16_384))),
         Box::new(Locked),
+        Box::new(Local::same_shard("local/same-shard")),
+        Box::new(Local::cross_shard("local/cross-shard/1", How::Futures, 1, "floor/ring/1")),
+        Box::new(Local::cross_shard("local/cross-shard/64", How::Futures, 64, "floor/ring/64")),
+        Box::new(Local::cross_shard("local/cross-shard/1024", How::Futures, 1_024, "floor/ring/1024")),
+        Box::new(Local::cross_shard("local/cross-shard/batch", How::Batch, 1_024, "floor/ring/1024")),
+        Box::new(Local::client("local/client/1", 1, "floor/ring/1")),
+        Box::new(Local::client("local/client/64", 64, "floor/ring/64")),
+        Box::new(Local::client("local/client/1024", 1_024, "floor/ring/1024")),
+        Box::new(AtRest),
+        Box::new(Lane::spinning("lane/1", How::Futures, closed(1), "floor/tcp/1", payload)),
+        Box::new(Lane::spinning("lane/64", How::Futures, closed(64), "floor/tcp/64", payload)),
+        Box::new(Lane::spinning("lane/1024", How::Futures, closed(1_024), "floor/tcp/1024", payload)),
+        Box::new(Lane::spinning("lane/batch", How::Batch, closed(1_024), "floor/tcp/1024", payload)),
+        Box::new(Lane::spinning("lane/open", How::Futures, open, "floor/tcp/open", payload)),
+        Box::new(Lane::parked("lane/park/1", closed(1), Some("floor/tcp/block/1"), payload)),
+        Box::new(Lane::parked("lane/cpu", Pace::Open { rate_per_s: CPU_RATE_PER_S }, None, payload)),
+        Box::new(Lane::payload("lane/payload/1024", 1_024, 1_024, "floor/tcp/payload/1024")),
+        Box::new(Lane::payload("lane/payload/16384", 64, 16_384, "floor/tcp/payload/16384")),
+        Box::new(Orders::new(options.orders.clone())),
     ]
 }
 
@@ -36,6 +62,7 @@ pub(crate) fn names(options: &Options) -> String {
 pub(crate) fn serve(kind: &str, arguments: &[String]) -> Result<(), Broken> {
     match kind {
         tcp::SERVE => tcp::serve(arguments),
+        lane::SERVE => lane::serve(arguments),
         _ => Err(Broken::Peer(format!("there is no server '{kind}'"))),
     }
 }

@@ -90,16 +90,14 @@ enum Verdict {
     Unproven(String),
 }
 
-/// One line for each claim whose row was run; the others are named together at the end.
+/// One line for each claim whose row was run; the others are counted at the end.
 pub(crate) fn lines(rows: &[Row], floors: &Floors) -> String {
     let mut text = String::from("\n");
-    let mut absent: Vec<&str> = Vec::new();
+    let mut absent = 0;
     for claim in CLAIMS {
         let row = |name: &str| rows.iter().find(|row| row.facts.name == name);
         let Some(measured) = row(claim.scenario) else {
-            if !absent.contains(&claim.scenario) {
-                absent.push(claim.scenario);
-            }
+            absent += 1;
             continue;
         };
         let floor = measured.facts.floor.and_then(row);
@@ -110,8 +108,8 @@ pub(crate) fn lines(rows: &[Row], floors: &Floors) -> String {
         };
         text.push_str(&format!("{word:8} {:24} {}: {detail}\n", claim.scenario, claim.text()));
     }
-    if !absent.is_empty() {
-        text.push_str(&wrapped("not run: ", &absent));
+    if absent > 0 {
+        text.push_str(&format!("not judged: {absent} claims on rows that were not part of this run\n"));
     }
     text
 }
@@ -233,21 +231,6 @@ impl Figure {
     }
 }
 
-fn wrapped(opening: &str, words: &[&str]) -> String {
-    const COLUMNS: usize = 98;
-    let mut lines = vec![opening.to_owned()];
-    for (index, word) in words.iter().enumerate() {
-        let comma = if index + 1 < words.len() { ", " } else { "" };
-        match lines.last_mut() {
-            Some(line) if line.len() + word.len() + comma.len() <= COLUMNS => {
-                line.push_str(&format!("{word}{comma}"))
-            }
-            _ => lines.push(format!("{:opening$}{word}{comma}", "", opening = opening.len())),
-        }
-    }
-    lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,9 +307,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_run_is_named_once_and_fits() {
-        let text = lines(&[], &Floors::default());
-        assert_eq!(text.matches("lane/1024").count(), 1);
-        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    fn what_was_not_run_is_counted() {
+        let text = lines(&[row(&facts("view/read"), 1, 1.0)], &Floors::default());
+        assert!(text.contains(&format!("{} claims", CLAIMS.len() - 1)), "{text}");
     }
 }

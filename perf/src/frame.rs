@@ -70,13 +70,15 @@ pub(crate) fn describe(reply: &[u8], number: u64) -> String {
     )
 }
 
+/// What request `number` says.
 #[inline]
-fn value_of(number: u64) -> u64 {
+pub(crate) fn value_of(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
+/// What the reply to it says; `trailer` is the last word of the payload, or the value's complement without one.
 #[inline]
-fn answer(value: u64, trailer: u64) -> u64 {
+pub(crate) fn answer(value: u64, trailer: u64) -> u64 {
     value.rotate_left(17).wrapping_sub(trailer)
 }
 

@@ -25,9 +25,9 @@ pub(crate) const LATE_SHARE_MAX: f64 = 0.01;
 /// An open loop holds back beyond so many unanswered requests; what it holds back is late by then, and says so.
 const OUTSTANDING_MAX: u64 = 65_536;
 /// Silence that means that the replies in flight are lost.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Passes between two looks at the clock where nothing else needs it.
-const PASSES_PER_LOOK: u32 = 64;
+pub(crate) const PASSES_PER_LOOK: u32 = 64;
 /// Empty passes after which the closed loop looks at the clock, so that a dead link ends the round.
 const IDLE_PASSES_PER_LOOK: u32 = 4_096;
 
@@ -261,15 +261,18 @@ impl Schedule {
 }
 
 /// Nanoseconds since the phase began.
-struct Clock(Instant);
+#[derive(Clone, Copy)]
+pub(crate) struct Clock(Instant);
 
 impl Clock {
-    fn start() -> Self {
+    /// From now.
+    pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
+    /// So many have passed.
     #[inline]
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.0.elapsed().as_nanos() as u64
     }
 }

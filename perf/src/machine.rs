@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
 
 use core_affinity::CoreId;
 
@@ -42,7 +42,7 @@ impl Machine {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             commit: commit(),
             compiler: first_line("rustc", &["--version"]),
-            date: utc(SystemTime::now()),
+            date: first_line("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
             cores_used: Cores::choose(),
         }
     }
@@ -109,6 +109,26 @@ pub(crate) fn pin(core: usize) -> Result<(), Broken> {
     }
 }
 
+/// Runs one loop in a thread of its own on `core`; the caller's thread, from which other threads and processes inherit
+/// their affinity, stays free.
+pub(crate) fn on_core<T: Send>(
+    core: usize,
+    name: &str,
+    work: impl FnOnce() -> Result<T, Broken> + Send,
+) -> Result<T, Broken> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name(name.into()).spawn_scoped(scope, || {
+            pin(core)?;
+            work()
+        });
+        match thread.map(thread::ScopedJoinHandle::join) {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(source) => Err(Broken::System { what: "cannot start a thread", source }),
+        }
+    })
+}
+
 fn allowed_cores() -> Vec<usize> {
     let mut cores: Vec<_> =
         core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
@@ -161,42 +181,9 @@ fn first_line(program: &str, arguments: &[&str]) -> String {
     text.lines().next().map_or_else(|| UNKNOWN.to_owned(), str::to_owned)
 }
 
-/// Date and time in UTC, to the second.
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Days since 1970-01-01 to a date, by counting in eras of 400 years that begin in March
-/// (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn dates_are_right_across_leap_days() {
-        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59Z");
-        assert_eq!(at(1_735_689_600), "2025-01-01T00:00:00Z");
-    }
 
     #[test]
     fn kernel_lists_of_cores_are_read() {

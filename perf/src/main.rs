@@ -6,6 +6,7 @@
 //! options   what the reader asked for        scenario  what one row of the table is
 //! catalog   every row, one line each         runner    rounds, interleaved with the floor's
 //! load      closed and open loops            floor/    the same exchange without an engine
+//! engine/   the engine's rows, their driver
 //! peer      the second process of a row      meter     CPU, allocations, system calls
 //! report    rows, medians, the table         claims    held, or missed and by how much
 //! record    floors on record per CPU model   results   the files of a run: rows, histograms, plots
@@ -17,6 +18,7 @@
 mod alloc;
 mod catalog;
 mod claims;
+mod engine;
 mod flame;
 mod floor;
 mod frame;

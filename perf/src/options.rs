@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
+use crate::engine::orders;
 use crate::scenario::Family;
 
 /// Offered by default, and the rate of the project's oldest claim.
@@ -157,8 +158,8 @@ fn check(mut options: Options, scenario: Option<String>, seconds: Option<u64>) -
     }
     options.scenario = scenario.map(|name| (name, Duration::from_secs(seconds.unwrap_or(SECONDS_DEFAULT))));
     options.rivals |= options.only == Some(Family::Rivals);
-    if let Some(path) = options.orders.as_ref().filter(|path| !path.is_file()) {
-        return Err(format!("--orders: there is no file {}", path.display()));
+    if let Some(path) = &options.orders {
+        orders::read(path).map_err(|problem| format!("--orders: {problem}"))?;
     }
     if let Some(path) = &options.json {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -259,7 +260,7 @@ mod tests {
             ("--payload 0", "--payload takes"),
             ("--seconds 3", "--scenario"),
             ("--scenario a --only lane", "alone"),
-            ("--orders /nowhere/orders.csv", "no file"),
+            ("--orders /nowhere/orders.csv", "cannot read"),
             ("--json /nowhere/rows.json", "cannot write"),
         ] {
             let problem = read(line).expect_err(line);

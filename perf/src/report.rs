@@ -122,7 +122,8 @@ impl Row {
     ) -> Self {
         let sum = |count: fn(&RoundResult) -> u64| rounds.iter().map(count).sum::<u64>();
         let requests = sum(|round| round.requests);
-        let each = 1.0 / requests.max(1) as f64;
+        // Not a number where there were no requests: null in JSON, a dash in the table.
+        let each = if requests == 0 { f64::NAN } else { 1.0 / requests as f64 };
         let cpu: Duration = rounds.iter().map(|round| round.spent.cpu).sum();
         let elapsed: Duration = rounds.iter().map(|round| round.elapsed).sum();
         let rate = |amount: u64, round: &RoundResult| amount as f64 / round.elapsed.as_secs_f64().max(1e-9);
@@ -229,7 +230,8 @@ fn latencies(rounds: &[RoundResult]) -> Option<Latencies> {
 
 /// The kernel's count where there is one, else what the loops counted, else nothing.
 fn calls(rounds: &[RoundResult], counted: Option<&RoundResult>) -> Option<Calls> {
-    let kernel = counted.and_then(|round| Some((round.spent.kernel?, round.requests.max(1) as f64)));
+    let counted = counted.filter(|round| round.requests > 0);
+    let kernel = counted.and_then(|round| Some((round.spent.kernel?, round.requests as f64)));
     if let Some((reading, requests)) = kernel {
         let futexes_per_request = Some(reading.futexes as f64 / requests);
         return Some(Calls {
@@ -258,7 +260,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     }
     text.push_str(
         "\nloop: closed with so many in flight, or open. ×floor: 1 is as good as the floor, by rate, by p50\n\
-         (one in flight) or by p99 (open). alloc, calls (system calls) and cpu: a request, all processes.\n",
+         (one in flight) or by p99 (open). alloc, calls (system calls) and cpu: a request, all processes.\n\
+         A row without requests shows its share of a core.\n",
     );
     if rows.iter().any(|row| row.sampled_one_in > 1) {
         text.push_str("Above 5 M/s latency is that of one request in 64, for floor and engine alike.\n");
@@ -273,10 +276,12 @@ fn line(row: &Row) -> String {
     };
     let first = match row.ns_per_op {
         Some(operation) => format!("{}ns", digits(operation.median)),
+        None if row.requests == 0 => format!("{}%", digits(row.cores_busy * 100.0)),
         None => latency(|all| all.p50),
     };
     let rate = match row.bytes_per_s {
         Some(bytes) => format!("{}B/s", scaled(bytes.median)),
+        None if row.requests == 0 => dash(),
         None => scaled(row.rate_per_s.median),
     };
     let pace = match row.facts.pace {
@@ -312,6 +317,7 @@ fn line(row: &Row) -> String {
 /// Three digits that matter; nothing below a thousandth.
 pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
+        size if size.is_nan() => "-".into(),
         size if size >= 100.0 || size == 0.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 1.0 => format!("{value:.2}"),

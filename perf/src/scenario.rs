@@ -196,6 +196,12 @@ pub(crate) enum Broken {
         /// What the system said.
         source: std::io::Error,
     },
+    /// An engine did not start, or did not drive the round to its end.
+    #[error("the engine: {0}")]
+    Engine(String),
+    /// The orders of `--orders` are not orders.
+    #[error("--orders: {0}")]
+    Orders(String),
     /// The second process misbehaved.
     #[error("the scenario's second process: {0}")]
     Peer(String),
@@ -214,6 +220,7 @@ impl<T> Tried<T> for std::io::Result<T> {
 }
 
 /// The reader's wish to stop, as a flag that loops read.
+#[derive(Clone)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
@@ -231,6 +238,12 @@ impl Stop {
     #[cfg(test)]
     pub(crate) fn never() -> Self {
         Self(Arc::new(AtomicBool::new(false)))
+    }
+
+    /// Set already; for tests.
+    #[cfg(test)]
+    pub(crate) fn at_once() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
     }
 
     /// Relaxed: the flag carries no data.

@@ -13,6 +13,8 @@
 
 pub(crate) mod batch;
 pub(crate) mod future;
+#[cfg(test)]
+mod model;
 pub(crate) mod table;
 
 pub use batch::{Batch, Collected, Outcome};

@@ -63,12 +63,46 @@ pub(crate) enum Waiter<F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BatchId(u32);
 
+impl Target {
+    /// In two words that are written and read whole. (An enum of this size is written in pieces and copied as one,
+    /// which stalls the processor until the pieces have left its store buffer: at these rates that shows.)
+    #[inline]
+    const fn pack(self) -> [u64; 2] {
+        match self {
+            Self::Here => [HERE, 0],
+            Self::Shard(shard) => [SHARD | shard as u64, 0],
+            Self::Lane { lane, offset } => {
+                [LANE | (lane.index as u64 & 0xffff) | (lane.generation as u64) << 16, offset]
+            }
+        }
+    }
+
+    #[inline]
+    const fn unpack([word, offset]: [u64; 2]) -> Self {
+        match word & KIND {
+            HERE => Self::Here,
+            SHARD => Self::Shard(word as u16),
+            _ => Self::Lane {
+                lane: LaneKey { index: word as u32 & 0xffff, generation: (word >> 16) as u32 },
+                offset,
+            },
+        }
+    }
+}
+
+// The upper two bits of a packed target's first word say what it is; 48 bits below are enough for a lane's key.
+const KIND: u64 = 3 << 62;
+const HERE: u64 = 0;
+const SHARD: u64 = 1 << 62;
+const LANE: u64 = 2 << 62;
+const _: () = assert!(crate::limits::LANES_MAX <= 1 << 16);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Free { next: u32 },
+    Free,
     Waiting,
-    Sent(Target),
-    Done(Ending),
+    Sent,
+    Done,
 }
 
 struct Slot<F> {
@@ -76,11 +110,24 @@ struct Slot<F> {
     /// A batch's own number for the call.
     token: u32,
     phase: Phase,
+    /// Counts while `Done`.
+    ending: Ending,
+    /// Counts while `Free`.
+    next: u32,
+    /// Counts while `Sent`: a packed [`Target`].
+    to: [u64; 2],
     deadline: Time,
     waiter: Waiter<F>,
     answer: Option<OwnedFrame>,
     /// What a forwarded call's sender means by its message, if it waits to be sent again.
     contract: Option<fn() -> Contract>,
+}
+
+impl<F> Slot<F> {
+    #[inline]
+    fn sent_to(&self) -> Option<Target> {
+        (self.phase == Phase::Sent).then(|| Target::unpack(self.to))
+    }
 }
 
 #[derive(Default)]
@@ -148,7 +195,10 @@ impl<F> CallTable<F> {
             self.slots.push(Slot {
                 generation: 1,
                 token: 0,
-                phase: Phase::Free { next: END },
+                phase: Phase::Free,
+                ending: Ending::Reply,
+                next: END,
+                to: [0; 2],
                 deadline: Time::NEVER,
                 waiter: Waiter::Nobody,
                 answer: None,
@@ -159,9 +209,8 @@ impl<F> CallTable<F> {
             return None;
         };
         let slot = &mut self.slots[index as usize];
-        if let Phase::Free { next } = slot.phase {
-            self.free = next;
-        }
+        self.free = slot.next;
+        slot.next = END;
         slot.phase = Phase::Waiting;
         slot.token = token;
         slot.deadline = deadline;
@@ -193,7 +242,7 @@ impl<F> CallTable<F> {
     /// Whether a call went over this lane, so that an answer from there is an answer to it.
     #[inline]
     pub(crate) fn went_over(&mut self, id: CallId, over: LaneKey) -> bool {
-        self.find(id).is_some_and(|slot| matches!(slot.phase, Phase::Sent(Target::Lane { lane, .. }) if lane == over))
+        self.find(id).is_some_and(|slot| matches!(slot.sent_to(), Some(Target::Lane { lane, .. }) if lane == over))
     }
 
     /// The request is on its way.
@@ -201,14 +250,15 @@ impl<F> CallTable<F> {
     pub(crate) fn sent(&mut self, id: CallId, target: Target) {
         if let Some(slot) = self.find(id) {
             debug_assert_eq!(slot.phase, Phase::Waiting);
-            slot.phase = Phase::Sent(target);
+            slot.phase = Phase::Sent;
+            slot.to = target.pack();
         }
     }
 
     #[inline]
     fn find(&mut self, id: CallId) -> Option<&mut Slot<F>> {
         let slot = self.slots.get_mut(id.slot as usize)?;
-        (slot.generation == id.generation && !matches!(slot.phase, Phase::Free { .. })).then_some(slot)
+        (slot.generation == id.generation && slot.phase != Phase::Free).then_some(slot)
     }
 
     fn find_index(&mut self, id: CallId) -> Option<usize> {
@@ -252,13 +302,14 @@ impl<F> CallTable<F> {
         fill: impl FnOnce(&mut OwnedFrame),
     ) -> Option<Wake<F>> {
         let slot = self.find(id)?;
-        if matches!(slot.phase, Phase::Done(_)) {
+        if slot.phase == Phase::Done {
             return None;
         }
         if matches!(ending, Ending::Reply | Ending::Rejected) {
             fill(slot.answer.get_or_insert_with(pool::take));
         }
-        slot.phase = Phase::Done(ending);
+        slot.phase = Phase::Done;
+        slot.ending = ending;
         match slot.waiter {
             Waiter::Batch(batch) => {
                 let queue = &mut self.batches[batch.0 as usize];
@@ -283,23 +334,27 @@ impl<F> CallTable<F> {
     #[inline]
     pub(crate) fn take(&mut self, id: CallId) -> Option<(Ending, OwnedFrame)> {
         let slot = self.find(id)?;
-        let Phase::Done(ending) = slot.phase else { return None };
-        let answer = slot.answer.take().unwrap_or_else(pool::take);
+        if slot.phase != Phase::Done {
+            return None;
+        }
+        let (ending, answer) = (slot.ending, slot.answer.take().unwrap_or_else(pool::take));
         self.release(id.slot);
         Some((ending, answer))
     }
 
     /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
     pub(crate) fn abandon(&mut self, id: CallId) -> Option<Target> {
-        let phase = self.find(id)?.phase;
+        let target = self.find(id)?.sent_to();
         self.release(id.slot);
-        if let Phase::Sent(target) = phase { Some(target) } else { None }
+        target
     }
 
+    #[inline]
     fn release(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1).max(1);
-        slot.phase = Phase::Free { next: self.free };
+        slot.phase = Phase::Free;
+        slot.next = self.free;
         slot.waiter = Waiter::Nobody;
         self.free = index;
         self.live -= 1;
@@ -322,8 +377,8 @@ impl<F> CallTable<F> {
             let slot = &self.slots[index];
             let (ending, target) = match slot.phase {
                 Phase::Waiting => (Ending::NotSent(NotSent::Deadline), None),
-                Phase::Sent(target) => (Ending::Unknown(Unknown::Deadline), Some(target)),
-                Phase::Free { .. } | Phase::Done(_) => continue,
+                Phase::Sent => (Ending::Unknown(Unknown::Deadline), slot.sent_to()),
+                Phase::Free | Phase::Done => continue,
             };
             if slot.deadline > now {
                 self.earliest = self.earliest.min(slot.deadline);
@@ -345,9 +400,8 @@ impl<F> CallTable<F> {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let ending = match slot.phase {
-                Phase::Waiting => lost(None),
-                Phase::Sent(target) => lost(Some(target)),
-                Phase::Free { .. } | Phase::Done(_) => None,
+                Phase::Waiting | Phase::Sent => lost(slot.sent_to()),
+                Phase::Free | Phase::Done => None,
             };
             let Some(ending) = ending else { continue };
             let id = CallId { slot: index as u32, generation: slot.generation };
@@ -385,7 +439,10 @@ impl<F> CallTable<F> {
     #[inline]
     pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u32, Ending, Option<OwnedFrame>)> {
         let slot = &mut self.slots[index as usize];
-        let Phase::Done(ending) = slot.phase else { return None };
+        if slot.phase != Phase::Done {
+            return None;
+        }
+        let ending = slot.ending;
         let id = CallId { slot: index, generation: slot.generation };
         let (token, answer) = (slot.token, slot.answer.take());
         self.release(index);
@@ -408,9 +465,9 @@ impl<F> CallTable<F> {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if matches!(slot.waiter, Waiter::Batch(of) if of == batch) {
-                let (id, phase) = (CallId { slot: index as u32, generation: slot.generation }, slot.phase);
+                let (id, sent) = (CallId { slot: index as u32, generation: slot.generation }, slot.sent_to());
                 self.release(index as u32);
-                if let Phase::Sent(target) = phase {
+                if let Some(target) = sent {
                     given_up(id, target);
                 }
             }

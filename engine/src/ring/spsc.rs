@@ -167,14 +167,6 @@ impl Producer {
         self.tail != self.published
     }
 
-    /// Whether the consumer has released all that was pushed, as far as is known here. Only for counters and idling.
-    #[inline]
-    #[must_use]
-    pub(crate) fn is_empty_hint(&self) -> bool {
-        // Relaxed: has no partner; nothing is read or written because of it.
-        self.shared.head.load(Relaxed) == self.tail
-    }
-
     /// Whether the next `push` of at most `max` bytes finds room. Looks at the consumer's cursor only if it must.
     #[inline]
     pub(crate) fn has_room(&mut self, max: usize) -> bool {

@@ -221,30 +221,40 @@ impl Core {
             return Attempt::Ended(Ending::NotSent(NotSent::TooManyCalls), None);
         };
         let header = request_header(request, call, now.micros_until(deadline));
-        let sent = match destination {
+        let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
-                self.with_peer(shard, |peer| peer.request(header, request, granted)).map(|()| Target::Shard(shard))
+                match self.with_peer(shard, |peer| peer.request(header, request, granted)) {
+                    Ok(()) => return self.sent(call, Target::Shard(shard)),
+                    Err(no_room) => no_room,
+                }
             }
-            Destination::Lane(lane) => self
-                .lanes
-                .borrow_mut()
-                .request(lane, header, request, granted)
-                .map(|offset| Target::Lane { lane, offset }),
-            Destination::Forming => Err(NoRoom::Wait),
-            Destination::Here | Destination::Nowhere(_) => self.send_here(header, request, call, deadline),
+            Destination::Lane(lane) => {
+                let queued = self.lanes.borrow_mut().request(lane, header, request, granted);
+                match queued {
+                    Ok(offset) => return self.sent(call, Target::Lane { lane, offset }),
+                    Err(no_room) => no_room,
+                }
+            }
+            Destination::Forming => NoRoom::Wait,
+            Destination::Here | Destination::Nowhere(_) => match self.send_here(header, request, call, deadline) {
+                Ok(()) => return self.sent(call, Target::Here),
+                Err(no_room) => no_room,
+            },
         };
-        match sent {
-            Ok(target) => {
-                self.calls.borrow_mut().sent(call, target);
-                Attempt::Sent(call)
-            }
-            Err(NoRoom::Wait) => {
+        match no_room {
+            NoRoom::Wait => {
                 self.wait_for_room(destination, call, None, granted);
                 Attempt::Waiting(call)
             }
-            Err(NoRoom::Never(error)) => self.give_up(Some(call), not_encoded(error)),
+            NoRoom::Never(error) => self.give_up(Some(call), not_encoded(error)),
         }
+    }
+
+    #[inline]
+    fn sent(&self, call: CallId, target: Target) -> Attempt {
+        self.calls.borrow_mut().sent(call, target);
+        Attempt::Sent(call)
     }
 
     fn give_up(&self, slot: Option<CallId>, reason: NotSent) -> Attempt {
@@ -283,7 +293,7 @@ impl Core {
         request: &R,
         call: CallId,
         deadline: Time,
-    ) -> Result<Target, NoRoom> {
+    ) -> Result<(), NoRoom> {
         let mut here = self.here.borrow_mut();
         if here.len() >= LOCAL_QUEUE_MESSAGES {
             return Err(NoRoom::Wait);
@@ -291,7 +301,7 @@ impl Core {
         let mut frame = pool::take();
         frame.encode(header, request).map_err(NoRoom::Never)?;
         here.push_back(Here { frame, to: ReplyTo::Here(call), deadline });
-        Ok(Target::Here)
+        Ok(())
     }
 
     fn with_peer<T>(&self, shard: u16, f: impl FnOnce(&mut Outgoing) -> T) -> T {
@@ -354,8 +364,8 @@ impl Core {
         };
         let deadline = self.calls.borrow_mut().waiting(call);
         let contract = self.calls.borrow_mut().contract(call);
-        let (Some(deadline), Some(header)) = (deadline, frame.header()) else { return pool::give(frame) };
-        match self.destination_of(&header, contract) {
+        let Some(deadline) = deadline else { return pool::give(frame) };
+        match self.destination_of(&frame, contract) {
             Destination::Nowhere(reason) => {
                 pool::give(frame);
                 self.complete(call, Ending::NotSent(reason), |_| ());
@@ -364,11 +374,12 @@ impl Core {
         }
     }
 
-    fn destination_of(&self, header: &Header, contract: Option<fn() -> Contract>) -> Destination {
-        // Context 0: the frame came from another node, and only its id says what it is.
-        let index = match header.context {
-            0 => self.routes.index_of(header.message),
-            index => u32::try_from(index).ok(),
+    fn destination_of(&self, frame: &OwnedFrame, contract: Option<fn() -> Contract>) -> Destination {
+        let Some(header) = frame.header() else { return Destination::Nowhere(NotSent::Unarchivable) };
+        // The context word of a frame from another node counts that process's types: only the id says what it is here.
+        let index = match frame.local() {
+            Some(_) if header.context != 0 => u32::try_from(header.context).ok(),
+            _ => self.routes.index_of(header.message),
         };
         self.destination(index.unwrap_or(0), header.message, header.key, contract)
     }
@@ -378,23 +389,22 @@ impl Core {
     pub(crate) fn forward(
         &self,
         frame: OwnedFrame,
-        to: ReplyTo,
+        mut to: ReplyTo,
         deadline: Time,
         contract: Option<fn() -> Contract>,
     ) {
-        let Some(header) = frame.header() else { return self.refuse(to, Refusal::Unreadable) };
         if deadline <= self.now() {
-            return self.end(to, Ending::NotSent(NotSent::Deadline));
+            return self.end(&mut to, Ending::NotSent(NotSent::Deadline));
         }
-        let destination = match self.destination_of(&header, contract) {
-            Destination::Nowhere(reason) => return self.end(to, Ending::NotSent(reason)),
+        let destination = match self.destination_of(&frame, contract) {
+            Destination::Nowhere(reason) => return self.end(&mut to, Ending::NotSent(reason)),
             Destination::Here => return self.queue(frame, to, deadline),
             destination => destination,
         };
         let opened = self.calls.borrow_mut().open_forward(deadline, to, contract);
         match opened {
             Ok(call) => self.pass(destination, call, frame, deadline, false),
-            Err(to) => self.end(to, Ending::NotSent(NotSent::TooManyCalls)),
+            Err(mut to) => self.end(&mut to, Ending::NotSent(NotSent::TooManyCalls)),
         }
     }
 
@@ -405,11 +415,17 @@ impl Core {
             Destination::Shard(shard) => {
                 self.with_peer(shard, |peer| peer.forward(frame, granted)).map(|()| Target::Shard(shard))
             }
-            Destination::Lane(lane) => self
-                .lanes
-                .borrow_mut()
-                .forward(lane, frame, granted)
-                .map(|offset| Target::Lane { lane, offset }),
+            Destination::Lane(lane) => {
+                let forwarded = self.lanes.borrow_mut().forward(lane, frame, granted);
+                match forwarded {
+                    Ok(offset) => Ok(Target::Lane { lane, offset }),
+                    Err((frame, NoRoom::Wait)) => Err(frame),
+                    Err((frame, NoRoom::Never(error))) => {
+                        pool::give(frame);
+                        return self.complete(call, Ending::NotSent(not_encoded(error)), |_| ());
+                    }
+                }
+            }
             Destination::Forming => Err(frame),
             Destination::Here | Destination::Nowhere(_) => {
                 pool::give(frame);
@@ -480,7 +496,7 @@ impl Core {
 
     /// Answers with what a handler returned, written straight to where the caller waits.
     #[inline]
-    pub(crate) fn answer<R: Request>(&self, to: ReplyTo, answer: &Result<R::Reply, R::Error>) {
+    pub(crate) fn answer<R: Request>(&self, to: &mut ReplyTo, answer: &Result<R::Reply, R::Error>) {
         match answer {
             Ok(reply) => self.write_answer(to, Kind::Reply, reply),
             Err(error) => self.write_answer(to, Kind::Rejected, error),
@@ -488,90 +504,94 @@ impl Core {
     }
 
     #[inline]
-    fn write_answer<M: Message>(&self, to: ReplyTo, kind: Kind, message: &M) {
-        let mut header = Header::new(kind);
+    fn write_answer<M: Message>(&self, to: &mut ReplyTo, kind: Kind, message: &M) {
         let ending = if kind == Kind::Reply { Ending::Reply } else { Ending::Rejected };
-        let too_large = Ending::Failed(Failure::ReplyTooLarge);
-        match to {
-            ReplyTo::Nobody => {}
+        let fits = match *to {
+            ReplyTo::Nobody => true,
             ReplyTo::Shard { shard, call } => {
-                header.call = call;
-                let written = self.with_peer(shard, |peer| peer.answer(header, message));
-                if written.is_err() {
-                    self.end(ReplyTo::Shard { shard, call }, too_large);
-                }
+                let header = Header { call, ..Header::new(kind) };
+                self.with_peer(shard, |peer| peer.answer(header, message)).is_ok()
             }
             ReplyTo::Lane { lane, call } => {
-                header.call = call;
-                let written = self.lanes.borrow_mut().answer(lane, header, message);
-                if written == Err(EncodeError::TooLarge) {
-                    self.end(ReplyTo::Lane { lane, call }, too_large);
+                let header = Header { call, ..Header::new(kind) };
+                self.lanes.borrow_mut().answer(lane, header, message).is_ok()
+            }
+            ReplyTo::Here(_) | ReplyTo::Client(_) => {
+                let mut frame = pool::take();
+                let fits = frame.encode(Header::new(kind), message).is_ok();
+                if fits {
+                    self.deliver(to, ending, frame);
                 }
+                fits
             }
-            ReplyTo::Here(call) => {
-                let mut frame = pool::take();
-                let ending = frame.encode(header, message).map_or(too_large, |()| ending);
-                self.complete(call, ending, |answer| *answer = frame);
-            }
-            ReplyTo::Client(promise) => {
-                let mut frame = pool::take();
-                let ending = frame.encode(header, message).map_or(too_large, |()| ending);
-                promise.keep(ending, Some(frame));
-            }
+        };
+        if !fits {
+            self.fail(to, Failure::ReplyTooLarge);
+        }
+    }
+
+    /// Gives an answer in a frame of its own to a call of this shard or of a foreign thread.
+    fn deliver(&self, to: &mut ReplyTo, ending: Ending, frame: OwnedFrame) {
+        match std::mem::take(to) {
+            ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
+            ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
+            _ => pool::give(frame),
         }
     }
 
     /// Answers without a message: an ending other than a reply or a rejection.
-    pub(crate) fn end(&self, to: ReplyTo, ending: Ending) {
-        match to {
+    pub(crate) fn end(&self, to: &mut ReplyTo, ending: Ending) {
+        match *to {
             ReplyTo::Nobody => {}
             ReplyTo::Here(call) => self.complete(call, ending, |_| ()),
-            ReplyTo::Client(promise) => promise.keep(ending, None),
             ReplyTo::Shard { shard, call } => {
                 self.with_peer(shard, |peer| peer.answer_empty(header_of(ending, call)));
             }
             ReplyTo::Lane { lane, call } => {
                 self.lanes.borrow_mut().answer_empty(lane, header_of(ending, call));
             }
+            ReplyTo::Client(_) => {
+                if let ReplyTo::Client(promise) = std::mem::take(to) {
+                    promise.keep(ending, None);
+                }
+            }
         }
     }
 
     /// Passes the answer to a forwarded call on to whom it was made for.
-    fn pass_on(&self, to: ReplyTo, ending: Ending, mut frame: OwnedFrame) {
+    fn pass_on(&self, mut to: ReplyTo, ending: Ending, mut frame: OwnedFrame) {
         if !matches!(ending, Ending::Reply | Ending::Rejected) {
             pool::give(frame);
-            return self.end(to, ending);
+            return self.end(&mut to, ending);
         }
         match to {
-            ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
             ReplyTo::Lane { lane, call } => {
                 frame.set_call(call);
                 let fits = self.lanes.borrow_mut().answer_with(lane, frame);
                 if fits.is_err() {
-                    self.end(ReplyTo::Lane { lane, call }, Ending::Failed(Failure::ReplyTooLarge));
+                    self.fail(&mut to, Failure::ReplyTooLarge);
                 }
             }
             ReplyTo::Shard { shard, call } => {
                 frame.set_call(call);
                 self.with_peer(shard, |peer| peer.answer_by_handle(frame));
             }
-            ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
-            ReplyTo::Nobody => pool::give(frame),
+            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Nobody => self.deliver(&mut to, ending, frame),
         }
     }
 
-    pub(crate) fn refuse(&self, to: ReplyTo, refusal: Refusal) {
+    pub(crate) fn refuse(&self, to: &mut ReplyTo, refusal: Refusal) {
         self.counters.refused.add(1);
         self.end(to, Ending::Refused(refusal));
     }
 
-    pub(crate) fn fail(&self, to: ReplyTo, failure: Failure) {
+    pub(crate) fn fail(&self, to: &mut ReplyTo, failure: Failure) {
         self.counters.failed.add(1);
         self.end(to, Ending::Failed(failure));
     }
 
     /// Answers for a handler that was ended part of the way through.
-    pub(crate) fn cut(&self, to: ReplyTo) {
+    pub(crate) fn cut(&self, to: &mut ReplyTo) {
         self.counters.cut.add(1);
         self.end(to, Ending::Unknown(Unknown::Cut));
     }
@@ -604,7 +624,7 @@ impl Core {
         header: &Header,
         incoming: Incoming<'_>,
         ctx: &mut Context,
-        to: ReplyTo,
+        to: &mut ReplyTo,
         deadline: Time,
     ) {
         let index = self.index_of(header, &incoming);
@@ -641,14 +661,14 @@ impl Core {
 
     /// Queues a frame whose handler's state is borrowed just now.
     #[cold]
-    pub(crate) fn queue_here(&self, incoming: Incoming<'_>, to: ReplyTo, deadline: Time) {
-        self.queue(incoming.to_owned_in(pool::take()), to, deadline);
+    pub(crate) fn queue_here(&self, incoming: Incoming<'_>, to: &mut ReplyTo, deadline: Time) {
+        self.queue(incoming.to_owned_in(pool::take()), std::mem::take(to), deadline);
     }
 
-    fn queue(&self, frame: OwnedFrame, to: ReplyTo, deadline: Time) {
+    fn queue(&self, frame: OwnedFrame, mut to: ReplyTo, deadline: Time) {
         if self.here.borrow().len() >= LOCAL_QUEUE_MESSAGES {
             pool::give(frame);
-            return self.refuse(to, Refusal::Overloaded);
+            return self.refuse(&mut to, Refusal::Overloaded);
         }
         self.here.borrow_mut().push_back(Here { frame, to, deadline });
     }
@@ -657,13 +677,13 @@ impl Core {
     pub(crate) fn run_here(&self, limit: usize, ctx: &mut Context) -> usize {
         for done in 0..limit {
             let next = self.here.borrow_mut().pop_front();
-            let Some(Here { frame, to, deadline }) = next else { return done };
+            let Some(Here { frame, mut to, deadline }) = next else { return done };
             if let Some(incoming) = Incoming::of(&frame) {
                 let header = incoming.header();
                 if header.kind == Kind::Event {
                     self.listen(incoming, ctx);
                 } else {
-                    self.serve(&header, incoming, ctx, to, deadline);
+                    self.serve(&header, incoming, ctx, &mut to, deadline);
                 }
             }
             pool::give(frame);
@@ -792,10 +812,10 @@ impl Core {
         let Some((frame, contract)) = promise.take_request() else { return };
         let Some(header) = frame.header() else { return };
         let deadline = self.now().after_micros(header.remaining_us);
-        let to = ReplyTo::Client(promise);
+        let mut to = ReplyTo::Client(promise);
         match frame.local() {
             Some(local) if self.is_ours(&header) => {
-                self.serve(&header, Incoming::Local(local), ctx, to, deadline);
+                self.serve(&header, Incoming::Local(local), ctx, &mut to, deadline);
                 pool::give(frame);
             }
             _ => self.forward(frame, to, deadline, Some(contract)),

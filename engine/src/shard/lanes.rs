@@ -87,7 +87,7 @@ impl Shard {
             lanes.dial_due(&mut *self.world, now);
             let written = lanes.flush(&mut *self.world, now, false);
             self.core.counters.lane_writes.add(written);
-            lanes.tick(&mut *self.world, now, &mut ended);
+            lanes.tick(now, &mut ended);
             self.core.counters.lanes_open.set(lanes.open() as u64);
         }
         for Ended { key, closed } in ended.drain(..) {
@@ -99,6 +99,7 @@ impl Shard {
             self.core.lane_ended(key, &self.ctx);
         }
         self.ended = ended;
+        self.core.lanes.borrow_mut().bury(&mut *self.world, now);
         self.grant_lanes();
     }
 
@@ -138,13 +139,13 @@ impl Core {
         let header = frame.header();
         match header.kind {
             Kind::Request => {
-                let to = ReplyTo::Lane { lane, call: header.call };
+                let mut to = ReplyTo::Lane { lane, call: header.call };
                 let deadline = now.after_micros(header.remaining_us);
                 let away = self.lanes.borrow_mut().turns_away(lane, header.message);
                 if let Some(refusal) = away {
-                    self.refuse(to, refusal);
+                    self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
-                    self.serve(&header, Incoming::Foreign(frame), ctx, to, deadline);
+                    self.serve(&header, Incoming::Foreign(frame), ctx, &mut to, deadline);
                 } else {
                     let mut copy = pool::take();
                     copy.copy_foreign(frame);

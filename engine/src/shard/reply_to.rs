@@ -1,7 +1,8 @@
 //! Where an answer goes.
 //!
 //! Every request that reaches a shard carries one of these, and it is used exactly once: whoever takes a request over
-//! (a sync handler, a task, a forward) takes the `ReplyTo` with it.
+//! (a sync handler, a task, a forward) takes the `ReplyTo` with it. It is handed on by reference and taken only by who
+//! keeps it: to copy it right after it was written costs more than to dispatch the frame.
 
 use catga_codec::CallId;
 
@@ -9,9 +10,10 @@ use crate::call::table::LaneKey;
 use crate::client::Promise;
 
 /// Where an answer goes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) enum ReplyTo {
     /// To nobody: an event, or a call whose caller is gone.
+    #[default]
     Nobody,
     /// To a call of this shard.
     Here(CallId),

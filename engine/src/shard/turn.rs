@@ -78,7 +78,7 @@ impl Shard {
                     Arrived::ByHandle(header, frame) => (*header, Some(frame), None),
                 };
                 let Some(incoming) = in_line.or_else(|| owned.and_then(Incoming::of)) else { return };
-                let to = ReplyTo::Shard { shard: shard as u16, call: header.call };
+                let mut to = ReplyTo::Shard { shard: shard as u16, call: header.call };
                 match header.kind {
                     Kind::Event => core.listen(incoming, ctx),
                     Kind::Cancel => core.end_tasks(ctx, |answers, _| {
@@ -89,7 +89,7 @@ impl Shard {
                         // The frame's own header: the one in the ring stands for it, but has no type of its own.
                         let header = if owned.is_some() { incoming.header() } else { header };
                         let deadline = now.after_micros(header.remaining_us);
-                        core.serve(&header, incoming, ctx, to, deadline);
+                        core.serve(&header, incoming, ctx, &mut to, deadline);
                     }
                 }
             });

@@ -4,10 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::floor::on_core;
 use crate::frame::{self, Frame};
 use crate::load::{self, Link};
-use crate::machine::{Cores, pin};
+use crate::machine::{Cores, on_core, pin};
 use crate::scenario::{Broken, Facts, Family, Idle, Pace, Round, RoundResult, Scenario};
 
 /// As many in flight as the busiest rows that it is the control for.

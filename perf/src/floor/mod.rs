@@ -6,28 +6,3 @@
 pub(crate) mod locked;
 pub(crate) mod ring;
 pub(crate) mod tcp;
-
-use std::thread;
-
-use crate::machine::pin;
-use crate::scenario::Broken;
-
-/// Runs one loop in a thread of its own on `core`; the caller's thread, from which other threads and processes inherit
-/// their affinity, stays free.
-fn on_core<T: Send>(
-    core: usize,
-    name: &str,
-    work: impl FnOnce() -> Result<T, Broken> + Send,
-) -> Result<T, Broken> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name(name.into()).spawn_scoped(scope, || {
-            pin(core)?;
-            work()
-        });
-        match thread.map(thread::ScopedJoinHandle::join) {
-            Ok(Ok(result)) => result,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(source) => Err(Broken::System { what: "cannot start a thread", source }),
-        }
-    })
-}

@@ -6,10 +6,9 @@
 use rtrb::chunks::ChunkError;
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::floor::on_core;
 use crate::frame::{self, Frame};
 use crate::load::{self, Link};
-use crate::machine::{Cores, pin};
+use crate::machine::{Cores, on_core, pin};
 use crate::scenario::{Broken, Facts, Family, Idle, Pace, Round, RoundResult, Scenario};
 
 /// Places in each ring; no row has more in flight.

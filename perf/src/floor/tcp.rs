@@ -11,10 +11,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::alloc::CALLS;
-use crate::floor::on_core;
 use crate::frame::{self, FRAME_BYTES};
 use crate::load::{self, Link};
-use crate::machine::{Cores, pin};
+use crate::machine::{Cores, on_core, pin};
 use crate::options::PAYLOAD_MAX_BYTES;
 use crate::peer::{self, Peer};
 use crate::scenario::{Broken, Facts, Family, Idle, Pace, Round, RoundResult, Scenario, Tried};

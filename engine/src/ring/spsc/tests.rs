@@ -97,7 +97,6 @@ impl Pair {
             }
             Step::Drain { limit } => self.drain(limit),
         }
-        assert_eq!(self.producer.is_empty_hint(), self.frames.is_empty());
     }
 
     fn push(&mut self, max: usize, bytes: usize, fill: u8) {
@@ -213,7 +212,6 @@ fn a_frame_at_which_the_visitor_panics_counts_as_read() {
     let drain = || consumer.drain(2, |_| resume_unwind(Box::new(())));
     assert!(catch_unwind(AssertUnwindSafe(drain)).is_err());
     assert_eq!(consumer.drain(2, |frame| assert_eq!(frame[LENGTH_BYTES], 1)), 1);
-    assert!(producer.is_empty_hint());
 }
 
 #[test]
