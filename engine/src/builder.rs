@@ -296,8 +296,9 @@ impl Builder {
             Some(list) => list.open(routes.contracts(), shards).map(|(listener, setup)| (Some(listener), Some(setup)))?,
             None => (None, None),
         };
+        let bell = if self.idle == Idle::Spin { Doorbell::of_sleepless } else { Doorbell::new };
         let doorbells = (0..shards)
-            .map(|_| EventFd::new().map(|signal| Arc::new(Doorbell::new(signal))).map_err(StartError::Sockets))
+            .map(|_| EventFd::new().map(|signal| Arc::new(bell(signal))).map_err(StartError::Sockets))
             .collect::<Result<Vec<_>, _>>()?;
         let tasks_total = self.tasks_max * routes.len().max(1);
         let inboxes: Box<[Arc<Inbox>]> =

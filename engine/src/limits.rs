@@ -15,11 +15,13 @@ pub const SHARDS_MAX: usize = 256;
 pub const CALLS_MAX: u32 = 4096;
 
 /// Bytes of the ring that carries requests from one shard to another. A full ring makes a call wait within its deadline.
-pub const REQUEST_RING_BYTES: usize = 256 * 1024;
+///
+/// Rings are cycled through from end to end, so all of them should fit the cores' second-level caches together.
+pub const REQUEST_RING_BYTES: usize = 128 * 1024;
 
 /// Bytes of the ring that carries the answers back. It bounds the calls in flight to one shard: each takes a credit for
-/// the largest in-line answer, so an answer always finds room.
-pub const REPLY_RING_BYTES: usize = 512 * 1024;
+/// an answer by handle, which is a bare header, so an answer always finds room; where there is more, it goes in line.
+pub const REPLY_RING_BYTES: usize = 128 * 1024;
 
 /// The largest answer that travels in line, header included; a larger one goes by handle.
 pub const REPLY_FRAME_BYTES: usize = HEADER_BYTES + REPLY_INLINE_BYTES;

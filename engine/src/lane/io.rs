@@ -294,19 +294,24 @@ impl Lanes {
         lane.machine.send(header, message).map(|queued| queued.offset).map_err(no_room)
     }
 
-    /// Queues a request that was archived elsewhere.
-    pub(crate) fn forward(&mut self, key: LaneKey, frame: OwnedFrame, granted: bool) -> Result<u64, OwnedFrame> {
-        let Some(lane) = self.get(key) else { return Err(frame) };
+    /// Queues a request that was archived elsewhere. Gives the frame back with what there is no room for: now, or ever.
+    pub(crate) fn forward(
+        &mut self,
+        key: LaneKey,
+        frame: OwnedFrame,
+        granted: bool,
+    ) -> Result<u64, (OwnedFrame, NoRoom)> {
+        let Some(lane) = self.get(key) else { return Err((frame, NoRoom::Wait)) };
         if !granted && !lane.waiting.is_empty() {
-            return Err(frame);
+            return Err((frame, NoRoom::Wait));
         }
-        let Some(header) = frame.header() else { return Err(frame) };
+        let Some(header) = frame.header() else { return Err((frame, NoRoom::Wait)) };
         match lane.machine.forward(header, &frame.bytes()[HEADER_BYTES..]) {
             Ok(queued) => {
                 pool::give(frame);
                 Ok(queued.offset)
             }
-            Err(_) => Err(frame),
+            Err(error) => Err((frame, no_room(error))),
         }
     }
 
@@ -610,7 +615,7 @@ impl Lanes {
     }
 
     /// Lets time pass: heartbeats, silence, greetings that take too long. Reports each lane that has ended since.
-    pub(crate) fn tick(&mut self, world: &mut dyn World, now: Time, ended: &mut Vec<Ended>) {
+    pub(crate) fn tick(&mut self, now: Time, ended: &mut Vec<Ended>) {
         for index in 0..self.places.len() {
             let place = &mut self.places[index];
             let key = LaneKey { index: index as u32, generation: place.generation };
@@ -634,7 +639,17 @@ impl Lanes {
                 lane.finished_writing = true;
                 lane.stream.finish();
             }
-            if lane.machine.is_finished(now) {
+        }
+    }
+
+    /// Lets go of lanes that have ended and need their sockets no longer. Their calls have been ended before: until then
+    /// the lane is asked for the [`fate`](Self::fate) of each.
+    pub(crate) fn bury(&mut self, world: &mut dyn World, now: Time) {
+        for index in 0..self.places.len() {
+            let place = &mut self.places[index];
+            let key = LaneKey { index: index as u32, generation: place.generation };
+            let Some(lane) = place.lane.as_deref_mut() else { continue };
+            if lane.settled && lane.machine.is_finished(now) {
                 world.forget(&*lane.stream);
                 lane.machine.report(&mut self.stats);
                 let dial = lane.dial;

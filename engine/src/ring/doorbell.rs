@@ -40,6 +40,8 @@ pub(crate) trait Signal {
 pub(crate) struct Doorbell<S> {
     /// The receiver waits for the signal, or is about to, and nobody has raised it yet.
     sleeping: CachePadded<AtomicBool>,
+    /// The receiver never sleeps, so nobody need ring.
+    sleepless: bool,
     signal: S,
 }
 
@@ -47,7 +49,14 @@ impl<S: Signal> Doorbell<S> {
     /// A doorbell whose receiver is awake.
     #[must_use]
     pub(crate) fn new(signal: S) -> Self {
-        Self { sleeping: CachePadded::new(AtomicBool::new(false)), signal }
+        Self { sleeping: CachePadded::new(AtomicBool::new(false)), sleepless: false, signal }
+    }
+
+    /// The doorbell of a receiver that spins and never sleeps: ringing it costs nothing. (The fence in `ring` waits
+    /// until all that was written into rings has left the store buffer, which costs more than the rest of a turn.)
+    #[must_use]
+    pub(crate) fn of_sleepless(signal: S) -> Self {
+        Self { sleepless: true, ..Self::new(signal) }
     }
 
     /// What the receiver waits for.
@@ -59,6 +68,7 @@ impl<S: Signal> Doorbell<S> {
     /// Of the receiver: asks to be woken from now on. Look into every ring after this, before you wait.
     #[inline]
     pub(crate) fn prepare_sleep(&self) {
+        debug_assert!(!self.sleepless, "nobody would ring");
         // Relaxed: pairs with the load and the swap in `ring`, by the fences.
         self.sleeping.store(true, Relaxed);
         // SeqCst: pairs with the fence in `ring`; what was published before that one is found after this one.
@@ -78,6 +88,9 @@ impl<S: Signal> Doorbell<S> {
     /// turn has published into a ring.
     #[inline]
     pub(crate) fn ring(&self) -> bool {
+        if self.sleepless {
+            return false;
+        }
         // SeqCst: pairs with the fence in `prepare_sleep`; who slept before that one is found sleeping after this one.
         fence(SeqCst);
         // Relaxed: pairs with the store in `prepare_sleep`, by the fences.

@@ -167,6 +167,19 @@ impl Producer {
         self.tail != self.published
     }
 
+    /// Whether frames of this many bytes in sum, each rounded up to 16, have room; as [`has_room`](Self::has_room).
+    #[inline]
+    pub(crate) fn has_bytes(&mut self, bytes: usize) -> bool {
+        // Each frame moves the cursor by its rounded length at most, wherever it wraps.
+        let end = self.tail + bytes as u64;
+        if end <= self.head_seen + self.geometry.capacity {
+            return true;
+        }
+        // Acquire: pairs with the Release in `Consumer::release`.
+        self.head_seen = self.shared.head.load(Acquire);
+        end <= self.head_seen + self.geometry.capacity
+    }
+
     /// Whether the next `push` of at most `max` bytes finds room. Looks at the consumer's cursor only if it must.
     #[inline]
     pub(crate) fn has_room(&mut self, max: usize) -> bool {
@@ -197,6 +210,13 @@ impl Consumer {
         // Acquire: pairs with the Release in `Producer::publish`.
         self.tail_seen = self.shared.tail.load(Acquire);
         self.head != self.tail_seen
+    }
+
+    /// Bytes that wait to be read, as of the last `refresh`. Looks at no frame.
+    #[inline]
+    #[must_use]
+    pub(crate) fn pending_bytes(&self) -> u64 {
+        self.tail_seen - self.head
     }
 
     /// The next frame, exactly as long as it says, if `refresh` has seen one. Stays the next until `advance`.

@@ -55,7 +55,8 @@ fn remedy(error: &GlommioError<()>) -> &'static str {
         GlommioError::IoError(error) | GlommioError::EnhancedIoError { source: error, .. } => error.raw_os_error(),
         _ => None,
     };
-    match code.map(rustix::io::Errno::from_raw_os_error) {
+    // What fails inside the set-up of a ring comes as text, with the number in it.
+    match code.or_else(|| os_error(&error.to_string())).map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
             "io_uring is forbidden here: allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
              seccomp profile, and check sysctl kernel.io_uring_disabled"
@@ -64,6 +65,12 @@ fn remedy(error: &GlommioError<()>) -> &'static str {
         Some(rustix::io::Errno::NOMEM) => "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)",
         _ => "io_uring is not usable here",
     }
+}
+
+/// The number in a text such as `... (os error 1) ...`.
+fn os_error(text: &str) -> Option<i32> {
+    let (_, rest) = text.split_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok()
 }
 
 /// Runs a shard's loop in an executor on the calling thread. `shard` is given what to wait with.
@@ -111,5 +118,24 @@ impl Wait for GlommioWait {
             Pin::new(&mut timer).poll(cx).map(|_| Ok(()))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_its_remedy_however_it_is_told() {
+        let causes = [(1, "seccomp"), (13, "seccomp"), (38, "5.8"), (12, "ulimit -l"), (5, "not usable")];
+        for (code, remedy_says) in causes {
+            let plain = io::Error::from_raw_os_error(code);
+            let told = io::Error::other(format!("failed to create an io_uring: {plain}. See there"));
+            for error in [plain, told] {
+                let text = remedy(&GlommioError::IoError(error));
+                assert!(text.contains(remedy_says), "{code}: {text}");
+            }
+        }
+        assert_eq!(os_error("no number"), None);
     }
 }

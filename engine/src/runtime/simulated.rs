@@ -161,7 +161,8 @@ impl Simulation {
         // Cores are not pinned here; shards may be more than there are.
         let builder = Engine::builder().shards(description.shards);
         let plan = (description.describe)(builder).plan(RuntimeKind::Epoll, None).unwrap();
-        let list = List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
+        let list =
+            List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
         network.borrow().listen(description.endpoint);
         let shards = plan.seeds.into_iter().map(|mut seed| {
             let mut lanes = list.setup(seed.routes.contracts(), description.shards as u16).unwrap();
@@ -318,7 +319,8 @@ impl Simulation {
 
     fn next_event(&self) -> Option<Time> {
         let network = self.network.borrow();
-        let shards = self.nodes.iter().filter_map(|node| node.running.as_ref()).flat_map(|running| &running.shards);
+        let shards =
+            self.nodes.iter().filter_map(|node| node.running.as_ref()).flat_map(|running| &running.shards);
         let events = shards.filter(|shard| !shard.shard.is_stopped()).flat_map(|shard| match shard.rest {
             Rest::Held(until) => [Some(until), None],
             Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens)],

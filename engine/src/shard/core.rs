@@ -459,6 +459,12 @@ impl Core {
         }
     }
 
+    /// A request out of a ring is owed an answer.
+    #[inline]
+    pub(crate) fn owe(&self, shard: u16) {
+        self.with_peer(shard, Outgoing::owe);
+    }
+
     /// An answer out of a ring.
     #[inline]
     pub(crate) fn take_answer(&self, shard: u16, arrived: Arrived<'_>) {

@@ -86,6 +86,7 @@ impl Shard {
                             if usize::from(*from) == shard && *call == header.call)
                     }),
                     _ => {
+                        core.owe(shard as u16);
                         // The frame's own header: the one in the ring stands for it, but has no type of its own.
                         let header = if owned.is_some() { incoming.header() } else { header };
                         let deadline = now.after_micros(header.remaining_us);

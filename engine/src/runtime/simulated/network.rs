@@ -229,7 +229,11 @@ impl Network {
     }
 
     pub(crate) fn connected(&self, end: End) -> io::Result<bool> {
-        match self.links[end.link].connect {
+        let link = &self.links[end.link];
+        if link.reset[end.side].is_some_and(|at| at <= self.now) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        match link.connect {
             Connect::At(at) => Ok(at <= self.now),
             Connect::RefusedAt(at) if at <= self.now => Err(io::ErrorKind::ConnectionRefused.into()),
             Connect::RefusedAt(_) | Connect::Never => Ok(false),
@@ -292,9 +296,8 @@ impl Network {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         if link.closed[1 - end.side] && !link.ways[1 - end.side].silent {
-            // It is told that nobody is there once this has travelled.
+            // It is told that nobody is there once this has travelled; until then bytes are taken as ever.
             link.reset[end.side].get_or_insert(now + delay);
-            return Ok(bytes.len());
         }
         let grain = link.grain;
         let way = &mut link.ways[1 - end.side];

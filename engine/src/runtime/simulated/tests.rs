@@ -7,10 +7,11 @@ mod services;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use self::ledger::Ledger;
-use self::services::{Drive, Near, Slow, Work, caller, worker};
+use self::services::{Drive, Near, Push, Slow, Work, caller, caller_alone, worker};
 use super::network::Weather;
 use super::rng::Rng;
 use super::{HOLD_UP_MAX, Simulation};
@@ -81,23 +82,31 @@ impl Pair {
             let client = self.simulation.client(A);
             let (seed, calls) = (self.rng.next(), self.rng.between(1, 30) as u32);
             let within = self.rng.time(ms(5), ms(200));
-            self.simulation.outside(Ledger::outside(self.simulation.network.clone(), within, move |id| async move {
-                let drive = Drive { id, seed, calls };
-                client.send(&drive).within(within).await.map(|_| ()).map_err(ledger::Seen::of)
-            }));
+            self.simulation.outside(Ledger::outside(
+                self.simulation.network.clone(),
+                within,
+                move |id| async move {
+                    let drive = Drive { id, seed, calls };
+                    client.send(&drive).within(within).await.map(|_| ()).map_err(ledger::Seen::of)
+                },
+            ));
         }
         for _ in 0..self.rng.between(0, 4) {
             let client = self.simulation.client(A);
             let (which, fate) = (self.rng.below(3), self.rng.below(4) as u8);
             let within = self.rng.time(Duration::ZERO, ms(30));
-            self.simulation.outside(Ledger::outside(self.simulation.network.clone(), within, move |id| async move {
-                let outcome = match which {
-                    0 => client.send(&Work { id, size: 3000, fate }).within(within).await.map(|_| ()),
-                    1 => client.send(&Slow { id, yields: 3, fate }).within(within).await.map(|_| ()),
-                    _ => client.send(&Near { id, yields: 2 }).within(within).await.map(|_| ()),
-                };
-                outcome.map_err(ledger::Seen::of)
-            }));
+            self.simulation.outside(Ledger::outside(
+                self.simulation.network.clone(),
+                within,
+                move |id| async move {
+                    let outcome = match which {
+                        0 => client.send(&Work { id, size: 3000, fate }).within(within).await.map(|_| ()),
+                        1 => client.send(&Slow { id, yields: 3, fate }).within(within).await.map(|_| ()),
+                        _ => client.send(&Near { id, yields: 2 }).within(within).await.map(|_| ()),
+                    };
+                    outcome.map_err(ledger::Seen::of)
+                },
+            ));
         }
     }
 
@@ -137,13 +146,18 @@ impl Pair {
         }
         let ended = self.simulation.run(ms(5_000), |simulation| simulation.waiting_outside() == 0);
         assert!(ended, "{} callers outside wait for ever", self.simulation.waiting_outside());
-        let quiet = self.simulation.run(ms(10_000), |simulation| is_quiet(simulation));
+        // Whoever has nothing to do sleeps, so that ten seconds are few steps.
+        let most = self.simulation.steps + 300_000;
+        let quiet =
+            self.simulation.run(ms(10_000), |simulation| is_quiet(simulation) || simulation.steps > most);
+        let quiet = quiet && is_quiet(&self.simulation);
         assert!(quiet, "not quiet: {}", what_is_left(&self.simulation));
     }
 
     /// A call from `a` to `b` comes through again.
     fn works_again(&mut self) {
         let client = self.simulation.client(A);
+        let network = self.simulation.network.clone();
         let done = Rc::new(Cell::new(None));
         let told = done.clone();
         self.simulation.outside(async move {
@@ -155,6 +169,11 @@ impl Pair {
                     Err(CallError::NotSent(_) | CallError::Unknown(_)) => {}
                     outcome => return told.set(Some(outcome.map(|_| ()))),
                 }
+                let until = network.borrow().now + ms(20);
+                std::future::poll_fn(|_| {
+                    if network.borrow().now < until { Poll::Pending } else { Poll::Ready(()) }
+                })
+                .await;
             }
         });
         let ended = self.simulation.run(ms(10_000), |simulation| simulation.waiting_outside() == 0);
@@ -205,6 +224,9 @@ fn storm(seed: u64, troubles: u64) -> u64 {
     pair.heal();
     pair.works_again();
     Ledger::check();
+    if std::env::var_os("CATGA_TELL").is_some() {
+        eprintln!("seed {seed}: {} steps, {:?}", pair.simulation.steps, Ledger::counts());
+    }
     pair.simulation.note(Ledger::digest());
     pair.simulation.trace()
 }
@@ -229,6 +251,44 @@ fn the_same_seed_is_the_same_run() {
         let first = storm(2_000_000 + seed, 2);
         assert_eq!(first, storm(2_000_000 + seed, 2), "something in the run is not drawn from the seed");
         assert_ne!(first, storm(3_000_000 + seed, 2));
+    });
+}
+
+/// What a call is told when its lane is lost depends on whether its bytes left; and it is told at once.
+#[test]
+fn a_lost_lane_ends_what_it_carried_and_lets_go_of_what_waited() {
+    for_seeds(4, |seed| {
+        services::fix_type_order();
+        let mut simulation = Simulation::new(seed);
+        simulation.node("a", 1, &["b=10.0.0.1:2"], 1, |builder| caller_alone(builder));
+        simulation.node("b", 2, &[], 1, worker);
+        assert!(
+            simulation.run(ms(100), |simulation| {
+                simulation.cores(A).all(|core| core.lanes.borrow().open() == 1)
+            })
+        );
+        // Of 200 requests of 16 KiB a few bytes are on their way, 1 MiB is queued, and the rest waits for room.
+        simulation.network.borrow().weather.window = 4096;
+        simulation.network.borrow().weather.delay_min = ms(10);
+        simulation.network.borrow().weather.delay_max = ms(10);
+        let client = simulation.client(A);
+        let ends = Rc::new(Cell::new(None));
+        let told = ends.clone();
+        simulation.outside(async move {
+            let push = Push { calls: 200, bytes: 16 * 1024 };
+            let ends = client.send(&push).within(ms(60_000)).await.expect("the handler answers");
+            told.set(Some((
+                ends.replies.to_native(),
+                ends.not_sent.to_native(),
+                ends.unknown.to_native(),
+                ends.others.to_native(),
+            )));
+        });
+        simulation.run(ms(5), |_| false);
+        simulation.crash(B, false);
+        assert!(simulation.run(ms(1_000), |simulation| simulation.waiting_outside() == 0), "they wait on");
+        let ends = ends.take();
+        assert_eq!(ends, Some((0, 199, 1, 0)), "replies, not sent, unknown, others");
     });
 }
 

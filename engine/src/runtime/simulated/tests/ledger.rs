@@ -1,6 +1,7 @@
 //! What was called, what ran and what was said of it: the simple model that the engine is held against.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::runtime::simulated::world::Shared;
 use crate::time::Time;
 
 /// How a call ended, as its caller sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Seen {
     Reply,
     Rejected,
@@ -123,9 +124,15 @@ impl Ledger {
         })
     }
 
-    /// How many calls ended so.
-    pub(crate) fn count(of: Seen) -> usize {
-        ENTRIES.with_borrow(|entries| entries.iter().filter(|entry| entry.seen == Some(of)).count())
+    /// How many calls ended in each way.
+    pub(crate) fn counts() -> BTreeMap<Seen, usize> {
+        ENTRIES.with_borrow(|entries| {
+            let mut counts = BTreeMap::new();
+            for seen in entries.iter().filter_map(|entry| entry.seen) {
+                *counts.entry(seen).or_default() += 1;
+            }
+            counts
+        })
     }
 }
 

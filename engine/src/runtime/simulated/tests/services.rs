@@ -45,6 +45,24 @@ pub(crate) struct Near {
 pub(crate) struct Leaf {
     pub(crate) id: u64,
 }
+/// Many calls of that size at once, each with all the time that there is; answers with how they ended.
+#[request(reply = Ends)]
+pub(crate) struct Push {
+    pub(crate) calls: u32,
+    pub(crate) bytes: u32,
+}
+#[message]
+pub(crate) struct Ends {
+    pub(crate) replies: u32,
+    pub(crate) not_sent: u32,
+    pub(crate) unknown: u32,
+    pub(crate) others: u32,
+}
+/// A request of any size, for the other node.
+#[request(reply = Done)]
+pub(crate) struct Load {
+    pub(crate) filler: Vec<u8>,
+}
 #[message]
 pub(crate) struct Done {
     pub(crate) id: u64,
@@ -59,8 +77,9 @@ impl Done {
 
 /// The order of the messages in this process must not depend on which test comes first.
 pub(crate) fn fix_type_order() {
-    let _ = (Drive::type_index(), Work::type_index(), Slow::type_index(), Near::type_index(), Leaf::type_index());
-    let _ = Done::type_index();
+    let _ =
+        (Drive::type_index(), Work::type_index(), Slow::type_index(), Near::type_index(), Leaf::type_index());
+    let _ = (Done::type_index(), Push::type_index(), Ends::type_index(), Load::type_index());
 }
 
 struct Caller;
@@ -73,8 +92,13 @@ pub(crate) fn caller(builder: Builder) -> Builder {
         .service_on([1], |_| Neighbour, |routes| routes.request_async(Neighbour::near))
 }
 
+/// As [`caller`], on one shard.
+pub(crate) fn caller_alone(builder: Builder) -> Builder {
+    builder.service(|_| Caller, |routes| routes.request_async(Caller::push))
+}
+
 pub(crate) fn worker(builder: Builder) -> Builder {
-    builder.service(|_| Worker, |routes| routes.request(Worker::work)).service_on(
+    builder.service(|_| Worker, |routes| routes.request(Worker::work).request(Worker::load)).service_on(
         [0],
         |_| Worker,
         |routes| routes.request_async(Worker::slow),
@@ -102,6 +126,10 @@ impl Worker {
             2 => Ok(Done::new(work.id.to_native(), work.size.to_native())),
             _ => Ok(Done::new(work.id.to_native(), 0)),
         }
+    }
+
+    fn load(&mut self, load: &Archived<Load>, _: &Context) -> Result<Done, Fault> {
+        Ok(Done::new(load.filler.len() as u64, 0))
     }
 
     async fn slow(_: &State<Self>, slow: &Archived<Slow>, ctx: &Context) -> Result<Done, Fault> {
@@ -157,6 +185,24 @@ impl Caller {
             _ => futures(&mut rng, calls, ctx).await,
         }
         Ok(Done::new(0, 0))
+    }
+}
+
+impl Caller {
+    async fn push(_: &State<Self>, push: &Archived<Push>, ctx: &Context) -> Result<Ends, Fault> {
+        let load = Load { filler: vec![1; push.bytes.to_native() as usize] };
+        let calls = (0..push.calls.to_native()).map(|_| ctx.send(&load).within(Duration::from_secs(60)));
+        let mut ends = Ends { replies: 0, not_sent: 0, unknown: 0, others: 0 };
+        let mut flying: FuturesUnordered<_> = calls.collect();
+        while let Some(outcome) = flying.next().await {
+            match outcome {
+                Ok(_) => ends.replies += 1,
+                Err(CallError::NotSent(_)) => ends.not_sent += 1,
+                Err(CallError::Unknown(_)) => ends.unknown += 1,
+                Err(_) => ends.others += 1,
+            }
+        }
+        Ok(ends)
     }
 }
 
