@@ -21,12 +21,14 @@ pub enum Idle {
     Spin,
 }
 
-/// The longest spin before a park: about what parking and waking cost.
-const SPIN_MAX: Duration = Duration::from_micros(50);
+/// The longest spin before a park: twice what parking and waking cost, for both sides of an exchange may park.
+const SPIN_MAX: Duration = Duration::from_micros(100);
 /// The shortest: even a shard that mostly sleeps looks around once more.
 const SPIN_MIN: Duration = Duration::from_micros(2);
 
-/// How long to spin before parking: longer while spins end with work, shorter while they end with a park.
+/// How long to spin before parking: longer when the last wait, spun or slept, was short enough to be spun through, shorter
+/// when it was not. It goes by the whole wait and not by whether the spin found work: else a shard that has parked once
+/// would be woken later each time for having parked, and never learn that it need not.
 #[derive(Debug)]
 struct AdaptiveSpin {
     length: Duration,
@@ -38,23 +40,20 @@ impl AdaptiveSpin {
         Self { length: SPIN_MAX, idle_since: None }
     }
 
+    /// There is work again.
     fn busy(&mut self, now: Time) {
-        if let Some(since) = self.idle_since.take()
-            && now.since(since) < self.length
-        {
-            self.length = (self.length * 2).min(SPIN_MAX);
-        }
+        let Some(since) = self.idle_since.take() else { return };
+        self.length = if now.since(since) <= SPIN_MAX {
+            (self.length * 2).min(SPIN_MAX)
+        } else {
+            (self.length * 3 / 4).max(SPIN_MIN)
+        };
     }
 
-    /// Whether to park now.
+    /// There is none; whether to park now.
     fn idle(&mut self, now: Time) -> bool {
         let since = *self.idle_since.get_or_insert(now);
         now.since(since) >= self.length
-    }
-
-    fn parked(&mut self) {
-        self.length = (self.length * 3 / 4).max(SPIN_MIN);
-        self.idle_since = None;
     }
 }
 
@@ -73,7 +72,6 @@ pub(crate) async fn drive(mut shard: Shard, idle: Idle, mut wait: impl Wait) {
             std::hint::spin_loop();
             continue;
         }
-        spin.parked();
         park(&mut shard, now, &mut wait).await;
     }
 }
@@ -95,4 +93,34 @@ async fn park(shard: &mut Shard, now: Time, wait: &mut impl Wait) {
     doorbell.awake();
     let now = shard.world().now();
     shard.look_at_sockets(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait_of(spin: &mut AdaptiveSpin, at: Time, length: Duration) -> Duration {
+        spin.idle(at);
+        spin.busy(at + length);
+        spin.length
+    }
+
+    #[test]
+    fn long_waits_shorten_the_spin_and_short_ones_bring_it_back() {
+        let mut spin = AdaptiveSpin::new();
+        let mut at = Time::ZERO;
+        for _ in 0..100 {
+            at = at + Duration::from_secs(1);
+            wait_of(&mut spin, at, Duration::from_millis(5));
+        }
+        assert_eq!(spin.length, SPIN_MIN);
+        assert!(!spin.idle(at) && spin.idle(at + SPIN_MIN), "it parks after the shortest spin");
+        spin.idle_since = None;
+        // Woken from parks that were shorter than the longest spin: it learns to spin through them.
+        for _ in 0..10 {
+            at = at + Duration::from_secs(1);
+            wait_of(&mut spin, at, SPIN_MAX * 9 / 10);
+        }
+        assert_eq!(spin.length, SPIN_MAX);
+    }
 }

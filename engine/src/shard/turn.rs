@@ -24,7 +24,7 @@ const QUEUE_BATCH: usize = 256;
 /// Tasks polled in one turn.
 const TASK_BATCH: usize = 256;
 /// A shard that does not sleep asks the world at this interval which sockets are ready.
-const POLL_INTERVAL: Duration = Duration::from_micros(20);
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// What a turn has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
