@@ -126,9 +126,7 @@ impl TypeCell {
     label = "this type has no stable name and archived layout",
     note = "put `#[message]` on the type (`#[request(..)]` or `#[event]` if it is sent by itself)"
 )]
-pub unsafe trait Message:
-    Archive + for<'a> Serialize<Encoder<'a>> + Shape + Sized + 'static
-{
+pub unsafe trait Message: Archive + for<'a> Serialize<Encoder<'a>> + Shape + Sized + 'static {
     /// The stable name: what nodes know the message by.
     const NAME: &'static str;
     /// The version: two versions of a name are two messages.

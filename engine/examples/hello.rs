@@ -29,8 +29,9 @@ impl Greeter {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let engine =
-        Engine::builder().service(|_shard| Greeter::default(), |routes| routes.request(Greeter::greet)).start()?;
+    let engine = Engine::builder()
+        .service(|_shard| Greeter::default(), |routes| routes.request(Greeter::greet))
+        .start()?;
     println!("{} shards, waiting in {}", engine.shards(), engine.runtime());
     let client = engine.client(); // Clone + Send + Sync: for any thread and any runtime
     for name in ["Ada", "Grace", "Edsger"] {

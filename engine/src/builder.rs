@@ -71,7 +71,9 @@ pub enum StartError {
         second: &'static str,
     },
     /// Two message types with one name and version.
-    #[error("the message types {first} and {second} have one id (name and version {version}); give one of them another `name` or `version`")]
+    #[error(
+        "the message types {first} and {second} have one id (name and version {version}); give one of them another `name` or `version`"
+    )]
     SameId {
         /// One type's message name.
         first: String,
@@ -102,7 +104,9 @@ pub enum StartError {
     #[error("could not listen: {0}; is another process using the port?")]
     Listen(#[source] io::Error),
     /// The sockets of a shard could not be made.
-    #[error("could not make a shard's epoll or eventfd: {0}; is the limit of open files too low (`ulimit -n`)?")]
+    #[error(
+        "could not make a shard's epoll or eventfd: {0}; is the limit of open files too low (`ulimit -n`)?"
+    )]
     Sockets(#[source] io::Error),
     /// A thread could not be started.
     #[error("could not start a thread: {0}")]
@@ -293,7 +297,9 @@ impl Builder {
         let shards = cores.len() as u16;
         let routes = Arc::new(RouteTable::build(&self.declared(shards)?)?);
         let (listener, lanes) = match &self.cluster {
-            Some(list) => list.open(routes.contracts(), shards).map(|(listener, setup)| (Some(listener), Some(setup)))?,
+            Some(list) => list
+                .open(routes.contracts(), shards)
+                .map(|(listener, setup)| (Some(listener), Some(setup)))?,
             None => (None, None),
         };
         let bell = if self.idle == Idle::Spin { Doorbell::of_sleepless } else { Doorbell::new };
@@ -304,7 +310,8 @@ impl Builder {
         let inboxes: Box<[Arc<Inbox>]> =
             doorbells.iter().map(|doorbell| Arc::new(Inbox::new(INBOX_CALLS, doorbell.clone()))).collect();
         let control = Arc::new(Control::default());
-        let counters: Vec<_> = doorbells.iter().map(|_| Arc::new(CachePadded::new(ShardCounters::default()))).collect();
+        let counters: Vec<_> =
+            doorbells.iter().map(|_| Arc::new(CachePadded::new(ShardCounters::default()))).collect();
         let seeds = mesh(&doorbells)
             .into_iter()
             .zip(&doorbells)
@@ -352,7 +359,11 @@ impl Builder {
                 None => (0..shards).collect(),
                 Some(named) => {
                     if let Some(&shard) = named.iter().find(|&&shard| shard >= shards) {
-                        return Err(StartError::NoSuchShard { service: service.name, shard, last: shards - 1 });
+                        return Err(StartError::NoSuchShard {
+                            service: service.name,
+                            shard,
+                            last: shards - 1,
+                        });
                     }
                     named.as_slice().into()
                 }
@@ -378,7 +389,11 @@ impl Builder {
             return Err(StartError::NoSuchCore { core });
         }
         if cores.len() > usable.len() {
-            tracing::warn!(shards = cores.len(), cores = usable.len(), "more shards than cores: they will take turns");
+            tracing::warn!(
+                shards = cores.len(),
+                cores = usable.len(),
+                "more shards than cores: they will take turns"
+            );
         }
         Ok(cores)
     }

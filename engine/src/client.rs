@@ -220,7 +220,13 @@ impl Client {
     /// # Errors
     /// The future's error says in which phase the call ended: see [`CallError`].
     pub fn send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
-        ClientCall { client: self, request, deadline: self.shared.deadline, state: Stage::Unsent, _reply: PhantomData }
+        ClientCall {
+            client: self,
+            request,
+            deadline: self.shared.deadline,
+            state: Stage::Unsent,
+            _reply: PhantomData,
+        }
     }
 
     /// Publishes an event to every service that listens. Does not wait for them.
@@ -288,7 +294,10 @@ pub struct ClientCall<'a, R: Request> {
 
 impl<R: Request> std::fmt::Debug for ClientCall<'_, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientCall").field("message", &R::NAME).field("within", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("ClientCall")
+            .field("message", &R::NAME)
+            .field("within", &self.deadline)
+            .finish_non_exhaustive()
     }
 }
 

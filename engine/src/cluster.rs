@@ -61,7 +61,11 @@ impl List {
     }
 
     /// Checks all of it, and opens the port.
-    pub(crate) fn open(&self, contracts: &[Contract], shards: u16) -> Result<(OwnedFd, LaneSetup), StartError> {
+    pub(crate) fn open(
+        &self,
+        contracts: &[Contract],
+        shards: u16,
+    ) -> Result<(OwnedFd, LaneSetup), StartError> {
         let setup = self.setup(contracts, shards)?;
         let endpoint = parse(&self.endpoint)?;
         if !endpoint.ip().is_loopback() && !self.insecure {
@@ -78,9 +82,9 @@ impl List {
         let node = NodeId::new(&self.id).map_err(|error| StartError::Cluster(error.to_string()))?;
         let mut peers: Vec<Peer> = Vec::new();
         for entry in &self.nodes {
-            let (id, endpoint) = entry
-                .split_once('=')
-                .ok_or_else(|| StartError::Cluster(format!("`{entry}` is not of the form id=address:port")))?;
+            let (id, endpoint) = entry.split_once('=').ok_or_else(|| {
+                StartError::Cluster(format!("`{entry}` is not of the form id=address:port"))
+            })?;
             let id = NodeId::new(id).map_err(|error| StartError::Cluster(error.to_string()))?;
             if peers.iter().any(|peer| peer.id == id) {
                 return Err(StartError::Cluster(format!("the node `{id}` is listed twice")));

@@ -135,8 +135,20 @@ impl Engine {
     }
 
     pub(crate) fn start(plan: Plan) -> Result<Self, StartError> {
-        let Plan { seeds, services, listener, cores, idle, runtime, fallback, control, doorbells, counters, shared, .. } =
-            plan;
+        let Plan {
+            seeds,
+            services,
+            listener,
+            cores,
+            idle,
+            runtime,
+            fallback,
+            control,
+            doorbells,
+            counters,
+            shared,
+            ..
+        } = plan;
         let endpoint = match &listener {
             Some(listener) => Some(local_endpoint(listener).map_err(StartError::Listen)?),
             None => None,
@@ -175,7 +187,8 @@ impl Drop for Engine {
 }
 
 /// Binds the services of one shard to fresh instances.
-pub(crate) type Services = Arc<dyn Fn(ShardId, &crate::service::BindContext) -> crate::shard::core::Handlers + Send + Sync>;
+pub(crate) type Services =
+    Arc<dyn Fn(ShardId, &crate::service::BindContext) -> crate::shard::core::Handlers + Send + Sync>;
 
 /// What one shard's thread does.
 struct ShardThread {

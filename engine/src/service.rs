@@ -14,7 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use catga_codec::{
-    AccessError, ArchivedMessage, Contract, Event, ForeignFrame, Header, Kind, LocalFrame, Message, OwnedFrame, Request, TypeIndex,
+    AccessError, ArchivedMessage, Contract, Event, ForeignFrame, Header, Kind, LocalFrame, Message,
+    OwnedFrame, Request, TypeIndex,
 };
 
 use crate::call::table::Ending;
@@ -173,7 +174,9 @@ pub struct Routes<S> {
 
 impl<S> std::fmt::Debug for Routes<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(declaration, _)| &declaration.contract.name)).finish()
+        f.debug_list()
+            .entries(self.entries.iter().map(|(declaration, _)| &declaration.contract.name))
+            .finish()
     }
 }
 
@@ -193,7 +196,8 @@ impl<S: 'static> Routes<S> {
             + 'static,
     {
         let bind: Bind<S> = Box::new(move |state, _| {
-            let handler = SyncHandler::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
+            let handler =
+                SyncHandler::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
             Bound::Request(Box::new(handler))
         });
         self.entries.push((Self::declare_request::<A::Message>(), bind));
@@ -212,7 +216,8 @@ impl<S: 'static> Routes<S> {
                 &'a State<S>,
                 &'a A,
                 &'a Context,
-            ) -> Result<<A::Message as Request>::Reply, <A::Message as Request>::Error>
+            )
+                -> Result<<A::Message as Request>::Reply, <A::Message as Request>::Error>
             + 'static,
     {
         let bind: Bind<S> = Box::new(move |state, bind| {
@@ -249,7 +254,8 @@ impl<S: 'static> Routes<S> {
             is_request: false,
         };
         let bind: Bind<S> = Box::new(move |state, _| {
-            let listener = Listener::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
+            let listener =
+                Listener::<S, A::Message, F> { state: state.clone(), handler, _message: PhantomData };
             Bound::Event(Box::new(listener))
         });
         self.entries.push((declaration, bind));

@@ -162,9 +162,13 @@ where
         let index = slots.len() as u32;
         slots.push(None);
         let task = TaskId { route: R::type_index().get(), slot: index };
-        let flag = Arc::new(TaskWaker { task, queued: AtomicBool::new(false), ready: self.bind.ready.clone() });
+        let flag =
+            Arc::new(TaskWaker { task, queued: AtomicBool::new(false), ready: self.bind.ready.clone() });
         let waker = Waker::from(flag.clone());
-        Some((index, Slot { future: Box::pin(None), to: ReplyTo::Nobody, deadline: Time::NEVER, waker, flag }))
+        Some((
+            index,
+            Slot { future: Box::pin(None), to: ReplyTo::Nobody, deadline: Time::NEVER, waker, flag },
+        ))
     }
 
     /// Polls a slot's future once, and answers if it came to an end. The slot goes back to the pool either way.

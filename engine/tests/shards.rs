@@ -65,7 +65,8 @@ fn drive(driver: u16, doubler: u16, calls: u64, batch: bool, runtime: catga::Run
         .start()
         .unwrap();
     let call = engine.client();
-    let report = pollster::block_on(call.send(&Drive { calls, batch }).within(Duration::from_secs(60))).unwrap();
+    let report =
+        pollster::block_on(call.send(&Drive { calls, batch }).within(Duration::from_secs(60))).unwrap();
     (report.right.to_native(), report.wrong.to_native())
 }
 

@@ -44,7 +44,10 @@ enum Holds {
 
 impl fmt::Debug for OwnedFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnedFrame").field("capacity", &self.capacity()).field("holds", &self.holds()).finish()
+        f.debug_struct("OwnedFrame")
+            .field("capacity", &self.capacity())
+            .field("holds", &self.holds())
+            .finish()
     }
 }
 
@@ -198,7 +201,9 @@ impl OwnedFrame {
     #[cold]
     fn check<T: Message>(&mut self) -> Result<(), AccessError> {
         self.access::<T>()?;
-        let (Holds::Local(length) | Holds::Foreign(length)) = self.holds() else { return Err(AccessError::Empty) };
+        let (Holds::Local(length) | Holds::Foreign(length)) = self.holds() else {
+            return Err(AccessError::Empty);
+        };
         let Some(header) = self.header() else { return Err(AccessError::Empty) };
         // The word that `LocalFrame::access` goes by. It is true now: the bytes were just found to be an archive of `T`,
         // and no setter touches them (`what_is_certified_is_trusted` reads them so).
@@ -295,7 +300,8 @@ impl OwnedFrame {
     fn grow(&mut self, bytes: usize) {
         let bytes = crate::padded(bytes.clamp(HEADER_BYTES, FRAME_MAX_BYTES));
         if bytes > self.capacity() {
-            self.blocks = vec![Block([0; FRAME_ALIGN_BYTES]); 1 + bytes / FRAME_ALIGN_BYTES].into_boxed_slice();
+            self.blocks =
+                vec![Block([0; FRAME_ALIGN_BYTES]); 1 + bytes / FRAME_ALIGN_BYTES].into_boxed_slice();
         }
     }
 }
@@ -332,13 +338,20 @@ mod tests {
     #[test]
     fn what_is_certified_is_trusted() {
         let mut ours = OwnedFrame::new();
-        ours.encode(Header::new(Kind::Rejected), &Fault::new("no shelf holds as many as were asked for")).unwrap();
+        ours.encode(Header::new(Kind::Rejected), &Fault::new("no shelf holds as many as were asked for"))
+            .unwrap();
         let Ok(Parsed::Frame(sent, _)) = ForeignFrame::parse(ours.memory(), 512) else { panic!() };
         let mut theirs = OwnedFrame::new();
         theirs.copy_foreign(sent);
-        assert!(theirs.certify::<()>().is_err() && theirs.local().is_none(), "another message is not certified");
+        assert!(
+            theirs.certify::<()>().is_err() && theirs.local().is_none(),
+            "another message is not certified"
+        );
         theirs.certify::<Fault>().unwrap();
-        assert_eq!(theirs.local().unwrap().access::<Fault>().unwrap().text, "no shelf holds as many as were asked for");
+        assert_eq!(
+            theirs.local().unwrap().access::<Fault>().unwrap().text,
+            "no shelf holds as many as were asked for"
+        );
 
         // Bytes that are no archive stay what they are.
         let mut broken = OwnedFrame::new();

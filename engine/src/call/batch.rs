@@ -34,7 +34,10 @@ pub struct Batch<'a, R: Request, I: Iterator<Item = R>> {
 
 impl<R: Request, I: Iterator<Item = R>> std::fmt::Debug for Batch<'_, R, I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Batch").field("message", &R::NAME).field("in_flight", &self.in_flight).finish_non_exhaustive()
+        f.debug_struct("Batch")
+            .field("message", &R::NAME)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
     }
 }
 

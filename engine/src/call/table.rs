@@ -188,7 +188,12 @@ impl<F> CallTable<F> {
     }
 
     #[inline]
-    pub(crate) fn open_with_token(&mut self, deadline: Time, waiter: Waiter<F>, token: u32) -> Option<CallId> {
+    pub(crate) fn open_with_token(
+        &mut self,
+        deadline: Time,
+        waiter: Waiter<F>,
+        token: u32,
+    ) -> Option<CallId> {
         let index = if self.free != END {
             self.free
         } else if self.slots.len() < self.limit as usize {
@@ -242,7 +247,8 @@ impl<F> CallTable<F> {
     /// Whether a call went over this lane, so that an answer from there is an answer to it.
     #[inline]
     pub(crate) fn went_over(&mut self, id: CallId, over: LaneKey) -> bool {
-        self.find(id).is_some_and(|slot| matches!(slot.sent_to(), Some(Target::Lane { lane, .. }) if lane == over))
+        self.find(id)
+            .is_some_and(|slot| matches!(slot.sent_to(), Some(Target::Lane { lane, .. }) if lane == over))
     }
 
     /// The request is on its way.
@@ -479,4 +485,5 @@ impl<F> CallTable<F> {
     }
 }
 
-const _: () = assert!(EXPIRY_SWEEP.as_nanos() <= Duration::from_millis(1).as_nanos(), "promise 1: deadline + 1 ms");
+const _: () =
+    assert!(EXPIRY_SWEEP.as_nanos() <= Duration::from_millis(1).as_nanos(), "promise 1: deadline + 1 ms");

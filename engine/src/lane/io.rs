@@ -21,10 +21,10 @@ use crate::call::table::LaneKey;
 use crate::error::NotSent;
 use crate::lane::buffer::ReceiveBuffer;
 use crate::lane::close::{CloseReason, Closed, LaneStats};
+use crate::lane::config::{LaneConfig, SEND_BYTES_MAX};
 use crate::lane::greeting::Greeting;
 use crate::lane::handshake::Verdict;
 use crate::lane::outcome::{Fate, SendError};
-use crate::lane::config::{LaneConfig, SEND_BYTES_MAX};
 use crate::lane::protocol::Lane;
 use crate::limits::{CONNECT_TIMEOUT, LANES_MAX, REDIAL_MAX, REDIAL_MIN};
 use crate::pool;
@@ -110,7 +110,8 @@ impl Cadence {
         }
         let elapsed = now.since(self.last_traffic).as_nanos() as u64;
         let interval = (elapsed / frames).min(1_000_000);
-        self.interval_ns = if self.interval_ns > 1_000_000 { interval } else { (self.interval_ns * 7 + interval) / 8 };
+        self.interval_ns =
+            if self.interval_ns > 1_000_000 { interval } else { (self.interval_ns * 7 + interval) / 8 };
         self.last_traffic = now;
     }
 }
@@ -185,7 +186,9 @@ impl Lanes {
             shards: 1,
         };
         let dials = setup.iter().flat_map(|setup| setup.peers.iter().map(dial)).collect();
-        let seed = setup.as_ref().map_or(0, |setup| catga_codec::hash::hash64(setup.greeting.node.as_str().as_bytes()));
+        let seed = setup
+            .as_ref()
+            .map_or(0, |setup| catga_codec::hash::hash64(setup.greeting.node.as_str().as_bytes()));
         Self {
             setup,
             shard,
@@ -234,7 +237,11 @@ impl Lanes {
     // ---- choosing ---------------------------------------------------------------------------------------------
 
     /// A lane to a node that handles the message, by round robin. `contract` is what this side means by it.
-    pub(crate) fn candidate(&mut self, id: MessageId, contract: fn() -> Contract) -> Result<LaneKey, NotSent> {
+    pub(crate) fn candidate(
+        &mut self,
+        id: MessageId,
+        contract: fn() -> Contract,
+    ) -> Result<LaneKey, NotSent> {
         if self.setup.is_none() {
             return Err(NotSent::NoHandler);
         }
@@ -319,7 +326,12 @@ impl Lanes {
 
     /// Archives an answer into the lane. An answer to a lane that has ended is for nobody.
     #[inline]
-    pub(crate) fn answer<M: Message>(&mut self, key: LaneKey, header: Header, message: &M) -> Result<(), EncodeError> {
+    pub(crate) fn answer<M: Message>(
+        &mut self,
+        key: LaneKey,
+        header: Header,
+        message: &M,
+    ) -> Result<(), EncodeError> {
         let Some(lane) = self.get(key) else { return Ok(()) };
         match lane.machine.send(header, message) {
             Err(SendError::TooLong { .. }) => Err(EncodeError::TooLarge),
@@ -361,7 +373,9 @@ impl Lanes {
         again: bool,
         live: impl Fn(CallId) -> bool,
     ) -> Result<(), CallId> {
-        let Some(lane) = self.get(key).filter(|lane| lane.machine.closed().is_none()) else { return Err(call) };
+        let Some(lane) = self.get(key).filter(|lane| lane.machine.closed().is_none()) else {
+            return Err(call);
+        };
         if again {
             lane.waiting.push_front((call, frame));
             return Ok(());
@@ -424,7 +438,10 @@ impl Lanes {
         let mut lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
         lane.connected = true;
         if self.install(lane, world, now).is_none() {
-            tracing::warn!(lanes_max = LANES_MAX, "closed a connection: this shard has as many lanes as it may");
+            tracing::warn!(
+                lanes_max = LANES_MAX,
+                "closed a connection: this shard has as many lanes as it may"
+            );
         }
     }
 
@@ -538,9 +555,10 @@ impl Lanes {
             return Some(crate::error::Refusal::Overloaded);
         }
         let differs = lane.refuses_some
-            && lane.machine.agreement().is_some_and(|agreed| {
-                matches!(agreed.verdict(message), Some(Verdict::Refused { .. }))
-            });
+            && lane
+                .machine
+                .agreement()
+                .is_some_and(|agreed| matches!(agreed.verdict(message), Some(Verdict::Refused { .. })));
         differs.then_some(crate::error::Refusal::Layout)
     }
 

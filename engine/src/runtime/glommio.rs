@@ -52,7 +52,9 @@ pub(crate) fn probe() -> Result<(), String> {
 
 fn remedy(error: &GlommioError<()>) -> &'static str {
     let code = match error {
-        GlommioError::IoError(error) | GlommioError::EnhancedIoError { source: error, .. } => error.raw_os_error(),
+        GlommioError::IoError(error) | GlommioError::EnhancedIoError { source: error, .. } => {
+            error.raw_os_error()
+        }
         _ => None,
     };
     // What fails inside the set-up of a ring comes as text, with the number in it.
@@ -62,7 +64,9 @@ fn remedy(error: &GlommioError<()>) -> &'static str {
              seccomp profile, and check sysctl kernel.io_uring_disabled"
         }
         Some(rustix::io::Errno::NOSYS) => "this kernel has no io_uring: 5.8 or later is needed",
-        Some(rustix::io::Errno::NOMEM) => "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)",
+        Some(rustix::io::Errno::NOMEM) => {
+            "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)"
+        }
         _ => "io_uring is not usable here",
     }
 }

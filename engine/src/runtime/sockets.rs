@@ -90,7 +90,9 @@ impl World for Sockets {
                 let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
                 Ok(Some(Box::new(Tcp { socket, peer: peer.unwrap_or(unknown) })))
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => Ok(None),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }

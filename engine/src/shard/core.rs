@@ -157,13 +157,20 @@ impl Core {
     // ---- sending ----------------------------------------------------------------------------------------------
 
     #[inline]
-    fn destination(&self, index: u32, id: MessageId, key: u64, contract: Option<fn() -> Contract>) -> Destination {
+    fn destination(
+        &self,
+        index: u32,
+        id: MessageId,
+        key: u64,
+        contract: Option<fn() -> Contract>,
+    ) -> Destination {
         match self.routes.request(index).map(|shards| shards.place(key)) {
             Some(Placement::Owner(shard)) if shard == self.shard.0 => Destination::Here,
             Some(Placement::Owner(shard)) => Destination::Shard(shard),
             Some(Placement::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
             Some(Placement::AnyOf(shards)) => Destination::Shard(shards[self.turn() % shards.len()]),
-            None => contract.map_or(Destination::Nowhere(NotSent::NoHandler), |contract| self.lane_for(id, contract)),
+            None => contract
+                .map_or(Destination::Nowhere(NotSent::NoHandler), |contract| self.lane_for(id, contract)),
         }
     }
 
@@ -237,10 +244,12 @@ impl Core {
                 }
             }
             Destination::Forming => NoRoom::Wait,
-            Destination::Here | Destination::Nowhere(_) => match self.send_here(header, request, call, deadline) {
-                Ok(()) => return self.sent(call, Target::Here),
-                Err(no_room) => no_room,
-            },
+            Destination::Here | Destination::Nowhere(_) => {
+                match self.send_here(header, request, call, deadline) {
+                    Ok(()) => return self.sent(call, Target::Here),
+                    Err(no_room) => no_room,
+                }
+            }
         };
         match no_room {
             NoRoom::Wait => {
@@ -408,7 +417,14 @@ impl Core {
         }
     }
 
-    fn pass(&self, destination: Destination, call: CallId, mut frame: OwnedFrame, deadline: Time, granted: bool) {
+    fn pass(
+        &self,
+        destination: Destination,
+        call: CallId,
+        mut frame: OwnedFrame,
+        deadline: Time,
+        granted: bool,
+    ) {
         frame.set_call(call);
         frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
@@ -801,7 +817,8 @@ impl Core {
 
     /// Async handlers that have not ended.
     pub(crate) fn tasks_running(&self) -> usize {
-        let running = |handler: &Option<Box<dyn Serve>>| handler.as_ref().map_or(0, |handler| handler.running());
+        let running =
+            |handler: &Option<Box<dyn Serve>>| handler.as_ref().map_or(0, |handler| handler.running());
         self.handlers.get().map_or(0, |handlers| handlers.requests.iter().map(running).sum())
     }
 
@@ -838,10 +855,14 @@ pub(crate) fn ending_of(header: &Header) -> Ending {
     match header.kind {
         Kind::Reply => Ending::Reply,
         Kind::Rejected => Ending::Rejected,
-        Kind::Refused => Refusal::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Refused),
+        Kind::Refused => {
+            Refusal::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Refused)
+        }
         _ => match header.code.checked_sub(UNKNOWN_CODES) {
             Some(code) => Ending::Unknown(Unknown::from_code(code).unwrap_or(Unknown::Unreadable)),
-            None => Failure::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Failed),
+            None => {
+                Failure::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Failed)
+            }
         },
     }
 }

@@ -25,11 +25,14 @@ use std::sync::Arc;
 
 use catga_codec::limits::{FRAME_INLINE_BYTES, HEADER_BYTES};
 use catga_codec::{
-    CallId, EncodeError, Flags, Header, LocalFrame, Message, OwnedFrame, encode_local, encode_local_empty, padded,
+    CallId, EncodeError, Flags, Header, LocalFrame, Message, OwnedFrame, encode_local, encode_local_empty,
+    padded,
 };
 use crossbeam_queue::ArrayQueue;
 
-use crate::limits::{REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD};
+use crate::limits::{
+    REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD,
+};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::ring::spsc::{Consumer, Producer, PushError, ring};
 
@@ -127,7 +130,8 @@ pub(crate) fn mesh(doorbells: &[Arc<Doorbell<EventFd>>]) -> Vec<Ends> {
     for low in 0..shards {
         for high in low + 1..shards {
             let (asks, answers) = (Way::new(shards), Way::new(shards));
-            let (low_out, low_in, high_out, high_in) = Way::join(asks, answers, &doorbells[low], &doorbells[high]);
+            let (low_out, low_in, high_out, high_in) =
+                Way::join(asks, answers, &doorbells[low], &doorbells[high]);
             ends[low].outgoing[high] = Some(low_out);
             ends[low].arrivals[high] = Some(low_in);
             ends[high].outgoing[low] = Some(high_out);
@@ -227,7 +231,12 @@ impl Outgoing {
     ///
     /// `granted`: the call waited, and has been told that there is room; it goes before those who wait still.
     #[inline]
-    pub(crate) fn request<M: Message>(&mut self, header: Header, message: &M, granted: bool) -> Result<(), NoRoom> {
+    pub(crate) fn request<M: Message>(
+        &mut self,
+        header: Header,
+        message: &M,
+        granted: bool,
+    ) -> Result<(), NoRoom> {
         self.may_send(granted)?;
         match self.requests.push(FRAME_INLINE_BYTES, |into| encode_local(header, message, into)) {
             Ok(_) => {}
@@ -235,7 +244,8 @@ impl Outgoing {
             Err(PushError::Writer(EncodeError::Full)) => {
                 let mut frame = OwnedFrame::with_capacity(2 * FRAME_INLINE_BYTES);
                 frame.encode(header, message).map_err(NoRoom::Never)?;
-                by_handle(&mut self.requests, &self.large_requests, header, frame).map_err(|_| NoRoom::Wait)?;
+                by_handle(&mut self.requests, &self.large_requests, header, frame)
+                    .map_err(|_| NoRoom::Wait)?;
             }
             Err(PushError::Writer(error)) => return Err(NoRoom::Never(error)),
         }
@@ -380,7 +390,12 @@ fn pass(ring: &mut Producer, side: &SideQueue, frame: OwnedFrame) -> Result<(), 
 
 /// Moves a frame into the side queue and its header, marked `LARGE`, into the ring. The side queue comes first: who sees
 /// the header finds the frame.
-fn by_handle(ring: &mut Producer, side: &SideQueue, header: Header, frame: OwnedFrame) -> Result<(), OwnedFrame> {
+fn by_handle(
+    ring: &mut Producer,
+    side: &SideQueue,
+    header: Header,
+    frame: OwnedFrame,
+) -> Result<(), OwnedFrame> {
     if !ring.has_room(HEADER_BYTES) {
         return Err(frame);
     }

@@ -16,13 +16,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_discovery::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
+use crate::call::table::LaneKey;
 use crate::client::Inbox;
 use crate::context::{Context, ShardId};
 use crate::lane::io::{Ended, LaneSetup, Lanes};
-use crate::call::table::LaneKey;
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
 use crate::runtime::{Token, World};
@@ -98,8 +98,13 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(seed: Seed, handlers: impl FnOnce(&Rc<Core>) -> Handlers, world: Box<dyn World>) -> Self {
-        let Seed { id, routes, counters, ends, inboxes, doorbell, bind, control, lanes, calls_max, deadline } = seed;
+    pub(crate) fn new(
+        seed: Seed,
+        handlers: impl FnOnce(&Rc<Core>) -> Handlers,
+        world: Box<dyn World>,
+    ) -> Self {
+        let Seed { id, routes, counters, ends, inboxes, doorbell, bind, control, lanes, calls_max, deadline } =
+            seed;
         let lanes = Lanes::new(id.0, lanes);
         let core = Core::new(id, routes, counters, ends.outgoing, lanes, calls_max, deadline);
         core.install(handlers(&core));

@@ -4,6 +4,7 @@
 //! blocks. Answers come before requests, because they free credits and wake tasks; what the turn has written becomes
 //! visible at its end, once for each ring and each lane.
 
+use crate::call::table::Ending;
 use crate::call::table::Wake;
 use crate::client::Inbound;
 use crate::error::{NotSent, Unknown};
@@ -14,7 +15,6 @@ use crate::service::Incoming;
 use crate::shard::Shard;
 use crate::shard::mesh::Arrived;
 use crate::shard::reply_to::ReplyTo;
-use crate::call::table::Ending;
 use crate::time::Time;
 use catga_codec::Kind;
 use std::time::Duration;
@@ -61,7 +61,8 @@ impl Shard {
         let mut taken = 0;
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             if let Some(arrivals) = arrivals {
-                taken += arrivals.answers(RING_BATCH_FRAMES, |arrived| core.take_answer(shard as u16, arrived));
+                taken +=
+                    arrivals.answers(RING_BATCH_FRAMES, |arrived| core.take_answer(shard as u16, arrived));
             }
         }
         taken
@@ -125,7 +126,8 @@ impl Shard {
         }
         for polled in 0..TASK_BATCH {
             let Some(task) = self.ready.pop() else { return polled };
-            let handler = self.core.handlers().and_then(|all| all.requests.get(task.route as usize)?.as_deref());
+            let handler =
+                self.core.handlers().and_then(|all| all.requests.get(task.route as usize)?.as_deref());
             if let Some(handler) = handler {
                 handler.poll_task(task.slot, &self.ctx);
                 self.core.after_handler();
