@@ -12,7 +12,6 @@ use crate::client::{ClientShared, Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
 use crate::engine::{Engine, EngineId, RuntimeKind, Services};
-use crate::lane::io::LaneSetup;
 use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
@@ -340,7 +339,6 @@ impl Builder {
             seeds,
             services,
             listener,
-            lanes,
             cores,
             idle: self.idle,
             runtime,
@@ -404,7 +402,6 @@ pub(crate) struct Plan {
     pub(crate) seeds: Vec<Seed>,
     pub(crate) services: Services,
     pub(crate) listener: Option<std::os::fd::OwnedFd>,
-    pub(crate) lanes: Option<LaneSetup>,
     pub(crate) cores: Vec<usize>,
     pub(crate) idle: Idle,
     pub(crate) runtime: RuntimeKind,

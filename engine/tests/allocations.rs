@@ -4,6 +4,8 @@
 //! first, so that pools, rings and tables have grown to what the load needs. Then it may allocate [`ALLOWED`] times in
 //! [`CALLS`] calls: what is left are things that happen by time and not by call (a lane's buffer that moves when a read
 //! comes in an unlucky size).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 #![allow(unsafe_code)] // A global allocator cannot be written without it; it only forwards.
 
 use std::alloc::{GlobalAlloc, Layout, System};

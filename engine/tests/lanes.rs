@@ -1,5 +1,7 @@
 //! Two nodes over real sockets: what comes through, what does not, and what callers are told of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};

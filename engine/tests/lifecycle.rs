@@ -2,6 +2,8 @@
 //!
 //! Everything that counts threads or descriptors of the process is in one test, because tests of a binary run together.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
 use std::time::Duration;
 
 use catga::prelude::*;

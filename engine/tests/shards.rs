@@ -1,5 +1,7 @@
 //! Calls between the shards of one engine, and from outside.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
 use std::time::Duration;
 
 use catga::prelude::*;

@@ -30,7 +30,7 @@ use catga_discovery::sync::{
     AccessTracker, Arc,
     atomic::{
         AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
+        Ordering::{Acquire, Release},
     },
 };
 use crossbeam_utils::CachePadded;

@@ -13,7 +13,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use catga_codec::{
-    CallId, Contract, EncodeError, Event, Header, Kind, LocalFrame, Message, MessageId, OwnedFrame, Request,
+    CallId, Contract, Event, Header, Kind, LocalFrame, Message, MessageId, OwnedFrame, Request,
 };
 
 use crossbeam_utils::CachePadded;

@@ -1,5 +1,7 @@
 //! A peer made by hand: it speaks the bytes of a lane without any of the engine's code, so that it can also lie.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;

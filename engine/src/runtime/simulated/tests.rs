@@ -260,7 +260,7 @@ fn a_lost_lane_ends_what_it_carried_and_lets_go_of_what_waited() {
     for_seeds(4, |seed| {
         services::fix_type_order();
         let mut simulation = Simulation::new(seed);
-        simulation.node("a", 1, &["b=10.0.0.1:2"], 1, |builder| caller_alone(builder));
+        simulation.node("a", 1, &["b=10.0.0.1:2"], 1, caller_alone);
         simulation.node("b", 2, &[], 1, worker);
         assert!(
             simulation.run(ms(100), |simulation| {

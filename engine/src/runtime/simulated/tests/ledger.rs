@@ -82,21 +82,15 @@ impl Ledger {
     }
 
     /// A call from outside all engines, whose time begins when its shard takes it.
-    pub(crate) fn outside<F>(
-        network: Shared,
-        within: Duration,
-        call: impl FnOnce(u64) -> F,
-    ) -> impl Future<Output = ()>
+    pub(crate) async fn outside<F>(network: Shared, within: Duration, call: impl FnOnce(u64) -> F)
     where
         F: Future<Output = Result<(), Seen>>,
     {
-        async move {
-            let now = network.borrow().now;
-            let ticket = Self::begins(now + within, Self::slack() + HOLD_UP_MAX);
-            let seen = call(ticket.id).await.err().unwrap_or(Seen::Reply);
-            let now = network.borrow().now;
-            ticket.ends(seen, now);
-        }
+        let now = network.borrow().now;
+        let ticket = Self::begins(now + within, Self::slack() + HOLD_UP_MAX);
+        let seen = call(ticket.id).await.err().unwrap_or(Seen::Reply);
+        let now = network.borrow().now;
+        ticket.ends(seen, now);
     }
 
     /// Each call has one outcome, and ran as often as that says.
