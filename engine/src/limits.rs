@@ -20,7 +20,8 @@ pub const CALLS_MAX: u32 = 4096;
 pub const REQUEST_RING_BYTES: usize = 128 * 1024;
 
 /// Bytes of the ring that carries the answers back. It bounds the calls in flight to one shard: each takes a credit for
-/// an answer by handle, which is a bare header, so an answer always finds room; where there is more, it goes in line.
+/// an answer by handle, which is a bare header, out of two fifths of it, so an answer always finds room; while there is more,
+/// it goes in line.
 pub const REPLY_RING_BYTES: usize = 128 * 1024;
 
 /// The largest answer that travels in line, header included; a larger one goes by handle.

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! **Two shards that call each other at full rings cannot deadlock.** A call takes a credit before it goes into the
-//! request ring, and the credits to one peer are as many as the bare headers that fit the answer ring, and as the handles
-//! that fit its side queue. An answer goes in line if that leaves room for a header for each other one that is owed, else
-//! by handle. So an answer always finds room and a shard never waits in order to answer;
+//! request ring, and the credits to one peer are as many as the bare headers that fit two fifths of the answer ring, and as the
+//! handles that fit its side queue. An answer goes in line while that leaves a header's room for each credit there is (also
+//! for those whose requests are still on their way, and bring no credit back yet), else by handle. So an answer always finds room and a shard never waits in order to answer;
 //! every shard empties its request rings in every turn, whatever the state of its own outgoing ones; so every
 //! request ring empties, and those who wait for room get it, in the order in which they began to wait.
 //! The credit returns with the answer, even if the call has ended meanwhile: each request gets exactly one answer.
@@ -167,7 +167,8 @@ struct Way {
 impl Way {
     fn new(shards: usize) -> Self {
         let (request_bytes, answer_bytes) = ring_sizes(shards);
-        let credits = (answer_bytes / padded(HEADER_BYTES)) as u32;
+        // Some more than a batch has in flight, and room for as many small answers in line.
+        let credits = (answer_bytes * 2 / 5 / padded(HEADER_BYTES)) as u32;
         Self {
             requests: ring(request_bytes, FRAME_INLINE_BYTES),
             answers: ring(answer_bytes, REPLY_FRAME_BYTES),
@@ -289,8 +290,8 @@ impl Outgoing {
     /// Archives an answer. There is room by the credit that its request took.
     #[inline]
     pub(crate) fn answer<M: Message>(&mut self, header: Header, message: &M) -> Result<(), EncodeError> {
-        // In line only if each other answer that is owed can still go by handle.
-        let reserved = self.owed as usize * padded(HEADER_BYTES);
+        // In line only if each other answer can still go by handle: also those to requests that have not come yet.
+        let reserved = self.credits_max as usize * padded(HEADER_BYTES);
         if self.answers.has_bytes(reserved + REPLY_FRAME_BYTES) {
             match self.answers.push(REPLY_FRAME_BYTES, |into| encode_local(header, message, into)) {
                 Ok(_) => {
