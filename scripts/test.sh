@@ -76,7 +76,8 @@ if $quick; then
     skip "all schedules of the lock-free parts (--quick)"
 else
     # A target directory of its own: another cfg would rebuild everything in the first one, each time.
-    loom=(env RUSTFLAGS="${RUSTFLAGS:-} --cfg catga_loom" CARGO_TARGET_DIR="$target/loom" cargo test --quiet --release)
+    loom=(env RUSTFLAGS="${RUSTFLAGS:-} --cfg catga_loom" CARGO_TARGET_DIR="$target/loom"
+        CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --quiet --release)
     step "all schedules of ring and doorbell (loom)" "${loom[@]}" -p catga --no-default-features --lib ring
     step "all schedules of the mailbox (loom)" "${loom[@]}" -p catga-discovery --lib
 fi

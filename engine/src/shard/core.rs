@@ -475,12 +475,6 @@ impl Core {
         }
     }
 
-    /// A request out of a ring is owed an answer.
-    #[inline]
-    pub(crate) fn owe(&self, shard: u16) {
-        self.with_peer(shard, Outgoing::owe);
-    }
-
     /// An answer out of a ring.
     #[inline]
     pub(crate) fn take_answer(&self, shard: u16, arrived: Arrived<'_>) {
@@ -813,6 +807,12 @@ impl Core {
         for handler in self.handlers.get().map_or(&[][..], |handlers| &handlers.requests).iter().flatten() {
             handler.end_tasks(ctx, &mut gone);
         }
+    }
+
+    /// Writes the counters that go up and down. A few times in a millisecond is often enough for who reads them.
+    pub(crate) fn publish_gauges(&self) {
+        self.counters.calls_live.set(u64::from(self.calls.borrow().live()));
+        self.counters.tasks_running.set(self.tasks_running() as u64);
     }
 
     /// Async handlers that have not ended.

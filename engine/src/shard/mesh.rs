@@ -7,11 +7,15 @@
 //! ```
 //!
 //! **Two shards that call each other at full rings cannot deadlock.** A call takes a credit before it goes into the
-//! request ring, and the credits to one peer are as many as the bare headers that fit two fifths of the answer ring, and as the
-//! handles that fit its side queue. An answer goes in line while that leaves a header's room for each credit there is (also
-//! for those whose requests are still on their way, and bring no credit back yet), else by handle. So an answer always finds room and a shard never waits in order to answer;
-//! every shard empties its request rings in every turn, whatever the state of its own outgoing ones; so every
-//! request ring empties, and those who wait for room get it, in the order in which they began to wait.
+//! request ring. There are as many credits to one peer as bare headers fit two fifths of the answer ring, and as handles
+//! fit its side queue. An answer goes in line only while that leaves a header's room for every credit, also for those
+//! whose requests are still on their way; else it goes by handle. So an answer always finds room, and a shard never waits
+//! in order to answer; every shard empties its request rings in every turn, whatever the state of its own outgoing ones; so
+//! every request ring empties, and those who wait for room get it, in the order in which they began to wait.
+//!
+//! What this does not cover: handlers of two shards that await calls to *each other*, more of them at once than there are
+//! credits. Then every credit is held by a call that waits for one. Such calls end at their deadlines.
+//!
 //! The credit returns with the answer, even if the call has ended meanwhile: each request gets exactly one answer.
 //!
 //! Frames over [`FRAME_INLINE_BYTES`], and frames of other nodes that change shards, go by handle: the frame moves into
@@ -56,8 +60,6 @@ pub(crate) struct Outgoing {
     /// In `0 ..= credits_max`: how many more requests may go before an answer comes back.
     credits: u32,
     credits_max: u32,
-    /// In `0 ..= credits_max` of the other side: its requests that have no answer yet.
-    owed: u32,
     /// Calls that wait for room, in order. A forwarded one has its frame with it.
     waiting: VecDeque<(CallId, Option<OwnedFrame>)>,
     doorbell: Arc<Doorbell<EventFd>>,
@@ -192,7 +194,6 @@ impl Way {
             large_answers: down.large_answers.clone(),
             credits: up.credits,
             credits_max: up.credits,
-            owed: 0,
             waiting: VecDeque::new(),
             doorbell: high.clone(),
         };
@@ -203,7 +204,6 @@ impl Way {
             large_answers: up.large_answers.clone(),
             credits: down.credits,
             credits_max: down.credits,
-            owed: 0,
             waiting: VecDeque::new(),
             doorbell: low.clone(),
         };
@@ -280,13 +280,6 @@ impl Outgoing {
         self.requests.push(HEADER_BYTES, |into| encode_local_empty(header, into)).is_ok()
     }
 
-    /// A request has come that is owed an answer.
-    #[inline]
-    pub(crate) fn owe(&mut self) {
-        self.owed += 1;
-        debug_assert!(self.owed <= self.credits_max, "a request without a credit");
-    }
-
     /// Archives an answer. There is room by the credit that its request took.
     #[inline]
     pub(crate) fn answer<M: Message>(&mut self, header: Header, message: &M) -> Result<(), EncodeError> {
@@ -294,10 +287,7 @@ impl Outgoing {
         let reserved = self.credits_max as usize * padded(HEADER_BYTES);
         if self.answers.has_bytes(reserved + REPLY_FRAME_BYTES) {
             match self.answers.push(REPLY_FRAME_BYTES, |into| encode_local(header, message, into)) {
-                Ok(_) => {
-                    self.owed -= 1;
-                    return Ok(());
-                }
+                Ok(_) => return Ok(()),
                 Err(PushError::Writer(EncodeError::Full) | PushError::Full) => {}
                 Err(PushError::Writer(error)) => return Err(error),
             }
@@ -310,7 +300,6 @@ impl Outgoing {
 
     /// Answers with a code and no payload.
     pub(crate) fn answer_empty(&mut self, header: Header) {
-        self.owed -= 1;
         let pushed = self.answers.push(HEADER_BYTES, |into| encode_local_empty(header, into));
         assert!(pushed.is_ok(), "an answer has room by the credit of its request");
     }
@@ -318,7 +307,6 @@ impl Outgoing {
     /// Answers with a frame that came from elsewhere.
     pub(crate) fn answer_by_handle(&mut self, frame: OwnedFrame) {
         let Some(header) = frame.header() else { return debug_assert!(false, "an answer is a frame") };
-        self.owed -= 1;
         let pushed = by_handle(&mut self.answers, &self.large_answers, header, frame);
         assert!(pushed.is_ok(), "an answer has room by the credit of its request");
     }

@@ -87,7 +87,6 @@ impl Shard {
                             if usize::from(*from) == shard && *call == header.call)
                     }),
                     _ => {
-                        core.owe(shard as u16);
                         // The frame's own header: the one in the ring stands for it, but has no type of its own.
                         let header = if owned.is_some() { incoming.header() } else { header };
                         let deadline = now.after_micros(header.remaining_us);
@@ -152,6 +151,7 @@ impl Shard {
         if now.since(self.tasks_swept) >= EXPIRY_SWEEP {
             self.tasks_swept = now;
             self.core.end_tasks(&self.ctx, |_, deadline| deadline <= now);
+            self.core.publish_gauges();
         }
         self.core.end_cancelled(&self.ctx);
     }
@@ -204,6 +204,7 @@ impl Shard {
         }
         self.core.lanes.borrow_mut().flush(&mut *self.world, now, true);
         if self.core.lanes.borrow().are_written() || now >= until {
+            self.core.publish_gauges();
             self.stopped = true;
         }
     }
