@@ -64,7 +64,7 @@ impl Writer for Encoder<'_> {
 /// # Panics
 ///
 /// If `header.extension_bytes` is not a multiple of 16.
-#[inline]
+#[inline(always)] // the header is in registers at the caller
 pub fn encode_frame<T: Message>(header: Header, message: &T, into: &mut [u8]) -> Result<usize, EncodeError> {
     const { assert!(align_of::<T::Archived>() <= FRAME_ALIGN_BYTES, "archived types align to 16 bytes at most") };
     // The payload must keep the alignment of the frame: readers that trust it rely on that.
@@ -95,7 +95,7 @@ pub fn encode_frame<T: Message>(header: Header, message: &T, into: &mut [u8]) ->
 /// # Errors
 ///
 /// [`EncodeError`]; `into` then holds no frame.
-#[inline]
+#[inline(always)] // the header is in registers at the caller
 pub fn encode_local<T: Message>(header: Header, message: &T, into: &mut [u8]) -> Result<usize, EncodeError> {
     encode_frame(Header { context: T::type_index().context(), ..header }, message, into)
 }

@@ -320,7 +320,7 @@ where
     R: Request,
     F: Fn(&mut S, &R::Archived, &Context) -> Result<R::Reply, R::Error>,
 {
-    #[inline]
+    #[inline(always)] // the answer is encoded by the caller, out of registers if it fits them
     fn run(&self, frame: Incoming<'_>, ctx: &Context) -> Result<Result<R::Reply, R::Error>, NotRun> {
         let refused = |refusal| NotRun::Ended(Ending::Refused(refusal));
         if self.state.poisoned.get() {

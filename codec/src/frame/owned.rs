@@ -91,21 +91,37 @@ impl OwnedFrame {
     /// # Errors
     ///
     /// [`EncodeError`]; the frame is then empty.
-    #[inline]
+    #[inline(always)] // the header is in registers where this is called; out of line it would go through memory
     pub fn encode<T: Message>(&mut self, header: Header, message: &T) -> Result<(), EncodeError> {
-        self.clear();
-        self.reserve(CAPACITY_MIN_BYTES);
         let header = Header { extension_bytes: 0, ..header };
-        loop {
+        match encode_local(header, message, self.memory_mut()) {
+            Ok(length) => {
+                self.set_holds(Holds::Local(length));
+                Ok(())
+            }
+            Err(error) => self.encode_larger(header, message, error),
+        }
+    }
+
+    #[cold]
+    fn encode_larger<T: Message>(
+        &mut self,
+        header: Header,
+        message: &T,
+        mut error: EncodeError,
+    ) -> Result<(), EncodeError> {
+        self.clear();
+        while error == EncodeError::Full {
+            self.reserve((2 * self.capacity()).max(CAPACITY_MIN_BYTES));
             match encode_local(header, message, self.memory_mut()) {
                 Ok(length) => {
                     self.set_holds(Holds::Local(length));
                     return Ok(());
                 }
-                Err(EncodeError::Full) => self.reserve(2 * self.capacity()),
-                Err(error) => return Err(error),
+                Err(next) => error = next,
             }
         }
+        Err(error)
     }
 
     /// Makes it a frame without payload.

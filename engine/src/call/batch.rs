@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use catga_codec::{CallId, OwnedFrame, Request};
 
-use crate::call::table::{BatchId, Ending, Target, Waiter};
+use crate::call::table::{BatchId, Ending, Target};
 use crate::context::Context;
 use crate::error::{CallError, Unknown};
 use crate::pool;
@@ -208,7 +208,7 @@ where
         // A stalled request has its place already; only one can be stalled, and it is the last that was taken.
         let place = if slot.is_some() { self.next - 1 } else { self.next };
         self.next = place + 1;
-        match core.attempt(&request, deadline, slot, || (Waiter::Batch(batch), place)) {
+        match core.attempt(&request, deadline, slot, |calls| calls.open_in(deadline, batch, place)) {
             Attempt::Ended(ending, frame) => {
                 self.flying -= 1;
                 let frame = (self.settle)(place as usize, ending, frame.unwrap_or_else(pool::take));

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use catga_codec::{CallId, Request};
 
-use crate::call::table::Waiter;
 use crate::context::Context;
 use crate::error::{CallError, NotSent};
 use crate::pool;
@@ -53,10 +52,17 @@ impl<'a, R: Request> Call<'a, R> {
         self
     }
 
+    /// There may be room now for a call that waited.
+    #[cold]
+    fn again(&mut self, slot: CallId, cx: &mut TaskContext<'_>) -> Poll<<Self as Future>::Output> {
+        self.attempt(Some(slot), cx)
+    }
+
+    #[inline(always)] // the outcome of a call on the same shard is taken apart where it is awaited
     fn attempt(&mut self, slot: Option<CallId>, cx: &mut TaskContext<'_>) -> Poll<<Self as Future>::Output> {
         let core = self.ctx.core();
         let deadline = self.deadline.unwrap_or_else(|| self.ctx.deadline().min(core.now() + core.deadline));
-        match core.attempt(self.request, deadline, slot, || (Waiter::Task(cx.waker().clone()), 0)) {
+        match core.attempt(self.request, deadline, slot, |calls| calls.open_for(deadline, cx.waker())) {
             Attempt::Ended(ending, frame) => {
                 self.stage = Stage::Ended;
                 Poll::Ready(conclude::<R>(ending, frame.unwrap_or_else(pool::take)))
@@ -77,7 +83,7 @@ impl<'a, R: Request> Call<'a, R> {
 impl<R: Request> Future for Call<'_, R> {
     type Output = Result<Reply<R::Reply>, CallError<R::Error>>;
 
-    #[inline]
+    #[inline(always)] // as `attempt`
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let call = match this.stage {
@@ -93,7 +99,7 @@ impl<R: Request> Future for Call<'_, R> {
         }
         if matches!(this.stage, Stage::Waiting(_)) && calls.waiting(call).is_some() {
             drop(calls);
-            return this.attempt(Some(call), cx);
+            return this.again(call, cx);
         }
         calls.register(call, cx.waker());
         Poll::Pending

@@ -12,7 +12,7 @@ use std::time::Duration;
 use catga_codec::{CallId, Header, Kind, OwnedFrame};
 use proptest::prelude::*;
 
-use super::table::{BatchId, CallTable, Ending, LaneKey, Target, Waiter, Wake};
+use super::table::{BatchId, CallTable, Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::limits::EXPIRY_SWEEP;
 use crate::time::Time;
@@ -171,9 +171,9 @@ impl Both {
         let number = self.calls.len() as u32;
         let deadline = self.now + Duration::from_micros(u64::from(within_us));
         let (id, told) = match waiter % 4 {
-            0 => (self.table.open(deadline, Waiter::Nobody), Told::Nobody),
-            1 => (self.table.open(deadline, Waiter::Task(self.waker.clone())), Told::Task),
-            2 => (self.table.open_with_token(deadline, Waiter::Batch(self.batch), number), Told::Batch),
+            0 => (self.table.open(deadline), Told::Nobody),
+            1 => (self.table.open_for(deadline, &self.waker), Told::Task),
+            2 => (self.table.open_in(deadline, self.batch, number), Told::Batch),
             _ => match self.table.open_forward(deadline, number, None) {
                 Ok(id) => (Some(id), Told::Forward(number)),
                 Err(back) => {

@@ -181,19 +181,26 @@ impl<F> CallTable<F> {
         self.live
     }
 
-    /// A slot for a new call, or none if the table is full.
-    #[inline]
-    pub(crate) fn open(&mut self, deadline: Time, waiter: Waiter<F>) -> Option<CallId> {
-        self.open_with_token(deadline, waiter, 0)
+    /// A slot for a call of a future, or none if the table is full.
+    pub(crate) fn open_for(&mut self, deadline: Time, waker: &Waker) -> Option<CallId> {
+        let call = self.open(deadline)?;
+        self.slots[call.slot as usize].waiter = Waiter::Task(waker.clone());
+        Some(call)
     }
 
+    /// A slot for a call of a batch, which knows it by `token`.
     #[inline]
-    pub(crate) fn open_with_token(
-        &mut self,
-        deadline: Time,
-        waiter: Waiter<F>,
-        token: u32,
-    ) -> Option<CallId> {
+    pub(crate) fn open_in(&mut self, deadline: Time, batch: BatchId, token: u32) -> Option<CallId> {
+        let call = self.open(deadline)?;
+        let slot = &mut self.slots[call.slot as usize];
+        slot.waiter = Waiter::Batch(batch);
+        slot.token = token;
+        Some(call)
+    }
+
+    /// A slot that nobody waits for yet.
+    #[inline]
+    pub(crate) fn open(&mut self, deadline: Time) -> Option<CallId> {
         let index = if self.free != END {
             self.free
         } else if self.slots.len() < self.limit as usize {
@@ -217,9 +224,7 @@ impl<F> CallTable<F> {
         self.free = slot.next;
         slot.next = END;
         slot.phase = Phase::Waiting;
-        slot.token = token;
         slot.deadline = deadline;
-        slot.waiter = waiter;
         self.live += 1;
         self.earliest = self.earliest.min(deadline);
         Some(CallId { slot: index, generation: slot.generation })
@@ -232,7 +237,7 @@ impl<F> CallTable<F> {
         to: F,
         contract: Option<fn() -> Contract>,
     ) -> Result<CallId, F> {
-        let Some(call) = self.open(deadline, Waiter::Nobody) else { return Err(to) };
+        let Some(call) = self.open(deadline) else { return Err(to) };
         let slot = &mut self.slots[call.slot as usize];
         slot.waiter = Waiter::Forward(to);
         slot.contract = contract;

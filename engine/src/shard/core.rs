@@ -18,7 +18,7 @@ use catga_codec::{
 
 use crossbeam_utils::CachePadded;
 
-use crate::call::table::{CallTable, Ending, LaneKey, Target, Waiter, Wake};
+use crate::call::table::{CallTable, Ending, LaneKey, Target, Wake};
 use crate::client::{Promise, event_header, not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
@@ -191,7 +191,7 @@ impl Core {
         turn
     }
 
-    /// Tries to send a request. `slot` is the call's slot if it waited before; else one is opened with `waiter` if the
+    /// Tries to send a request. `slot` is the call's slot if it waited before; else one is opened with `open` if the
     /// call outlives the attempt.
     #[inline(always)] // as `run_inline`
     pub(crate) fn attempt<R: Request>(
@@ -199,7 +199,7 @@ impl Core {
         request: &R,
         deadline: Time,
         slot: Option<CallId>,
-        waiter: impl FnOnce() -> (Waiter<ReplyTo>, u32),
+        open: impl FnOnce(&mut CallTable<ReplyTo>) -> Option<CallId>,
     ) -> Attempt {
         let now = self.now();
         if deadline <= now || self.stopping.get() {
@@ -220,10 +220,7 @@ impl Core {
             return self.give_up(slot, reason);
         }
         let granted = slot.is_some();
-        let opened = slot.or_else(|| {
-            let (waiter, token) = waiter();
-            self.calls.borrow_mut().open_with_token(deadline, waiter, token)
-        });
+        let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
         let Some(call) = opened else {
             return Attempt::Ended(Ending::NotSent(NotSent::TooManyCalls), None);
         };

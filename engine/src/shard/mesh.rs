@@ -79,7 +79,7 @@ pub(crate) struct Arrivals {
 ///
 /// Two shards that read each other's frames as soon as they are written hand every cache line over on its own, at the
 /// price of a miss each. So while much flows, a ring is left alone until a batch has gathered or a few turns have
-/// passed, well under a microsecond; while little flows it is read at once.
+/// passed, about a microsecond; while little flows it is read at once.
 #[derive(Debug, Default)]
 struct Gather {
     /// The last batch was a large one.
@@ -93,7 +93,7 @@ const BATCH_BYTES: u64 = 4096;
 /// As many frames at once are a flow.
 const FLOW_FRAMES: usize = 16;
 /// Turns to wait for a batch.
-const GATHER_TURNS: u8 = 8;
+const GATHER_TURNS: u8 = 16;
 
 impl Gather {
     #[inline]
