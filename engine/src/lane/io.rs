@@ -416,7 +416,7 @@ impl Lanes {
             match world.dial(peer.endpoint) {
                 Ok(stream) => {
                     let lane = LaneIo::new(stream, Lane::dial(config, now), Some(index), now);
-                    let key = self.install(lane, world, now);
+                    let key = self.install(lane, world);
                     self.dials[index].lane = key;
                 }
                 Err(error) => {
@@ -427,9 +427,9 @@ impl Lanes {
         }
     }
 
-    /// Takes a connection that was made to this node.
-    pub(crate) fn accept(&mut self, stream: Box<dyn Stream>, world: &mut dyn World, now: Time) {
-        let Some(setup) = &self.setup else { return };
+    /// Takes a connection that was made to this node. Says whether there was room for it; else it is closed.
+    pub(crate) fn accept(&mut self, stream: Box<dyn Stream>, world: &mut dyn World, now: Time) -> bool {
+        let Some(setup) = &self.setup else { return false };
         let config = LaneConfig {
             greeting: Greeting { shard: self.shard, ..setup.greeting.clone() },
             expected_peer: None,
@@ -437,22 +437,21 @@ impl Lanes {
         };
         let mut lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
         lane.connected = true;
-        if self.install(lane, world, now).is_none() {
+        self.install(lane, world).is_some()
+    }
+
+    /// Takes over a lane that another shard greeted for this one. Says whether there was room for it; else it is closed.
+    pub(crate) fn adopt(&mut self, lane: Box<LaneIo>, world: &mut dyn World) -> bool {
+        self.known.clear();
+        self.install(*lane, world).is_some()
+    }
+
+    fn install(&mut self, lane: LaneIo, world: &mut dyn World) -> Option<LaneKey> {
+        if self.places.iter().filter(|place| place.lane.is_some()).count() >= LANES_MAX {
             tracing::warn!(
                 lanes_max = LANES_MAX,
                 "closed a connection: this shard has as many lanes as it may"
             );
-        }
-    }
-
-    /// Takes over a lane that another shard greeted for this one.
-    pub(crate) fn adopt(&mut self, lane: Box<LaneIo>, world: &mut dyn World, now: Time) {
-        self.install(*lane, world, now);
-        self.known.clear();
-    }
-
-    fn install(&mut self, lane: LaneIo, world: &mut dyn World, _now: Time) -> Option<LaneKey> {
-        if self.places.iter().filter(|place| place.lane.is_some()).count() >= LANES_MAX {
             return None;
         }
         let write = !lane.connected;

@@ -119,7 +119,11 @@ impl Shard {
         const BATCH: usize = 64;
         for _ in 0..BATCH {
             match self.world.accept() {
-                Ok(Some(stream)) => self.core.lanes.borrow_mut().accept(stream, &mut *self.world, now),
+                Ok(Some(stream)) => {
+                    if !self.core.lanes.borrow_mut().accept(stream, &mut *self.world, now) {
+                        self.core.counters.lanes_refused.add(1);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back when lanes end.

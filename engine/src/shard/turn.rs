@@ -44,7 +44,7 @@ impl Shard {
         let mut done = 0;
         done += self.take_answers();
         done += self.take_requests(now);
-        done += self.take_inbox(now);
+        done += self.take_inbox();
         done += self.read_lanes(now);
         done += self.core.run_here(QUEUE_BATCH, &mut self.ctx);
         done += self.poll_tasks();
@@ -98,7 +98,7 @@ impl Shard {
         taken
     }
 
-    fn take_inbox(&mut self, now: Time) -> usize {
+    fn take_inbox(&mut self) -> usize {
         // Looking is cheaper than popping from an empty queue, which takes a fence; most turns find it empty.
         if self.inbox().is_empty() {
             return 0;
@@ -113,7 +113,11 @@ impl Shard {
                     }
                     crate::pool::give(frame);
                 }
-                Inbound::Lane(lane) => self.core.lanes.borrow_mut().adopt(lane, &mut *self.world, now),
+                Inbound::Lane(lane) => {
+                    if !self.core.lanes.borrow_mut().adopt(lane, &mut *self.world) {
+                        self.core.counters.lanes_refused.add(1);
+                    }
+                }
             }
         }
         QUEUE_BATCH
