@@ -11,7 +11,8 @@ use crate::lane::outcome::{Fate, Step};
 use crate::pool;
 use crate::service::Incoming;
 use crate::shard::Shard;
-use crate::shard::core::{Core, ending_of};
+use crate::shard::core::Core;
+use crate::shard::core::answer::ending_of;
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 

@@ -1,0 +1,232 @@
+//! The ends of calls: answers that go out, answers that come in, and what is said instead of one.
+//!
+//! An answer is written once, straight to where its caller waits: into a ring, a lane, or a frame of its own for a call of
+//! this shard or of a foreign thread. An ending without a message travels as a bare header with a code.
+
+use super::Core;
+
+use std::any::Any;
+
+use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
+
+use crate::call::table::{Ending, Target, Wake};
+use crate::error::{Failure, NotSent, Refusal, Unknown};
+use crate::pool;
+use crate::shard::mesh::{Arrived, Outgoing};
+use crate::shard::reply_to::ReplyTo;
+
+impl Core {
+    // ---- of calls that this shard made ------------------------------------------------------------------------
+
+    /// Ends a call of this shard and tells whoever waits.
+    #[inline]
+    pub(crate) fn complete(&self, call: CallId, ending: Ending, fill: impl FnOnce(&mut OwnedFrame)) {
+        let woken = self.calls.borrow_mut().complete(call, ending, fill);
+        match woken {
+            Some(wake) => self.wake(wake),
+            None => self.counters.answers_late.add(1),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn wake(&self, wake: Wake<ReplyTo>) {
+        match wake {
+            Wake::Nobody => {}
+            Wake::Task(waker) => waker.wake(),
+            Wake::Forward(to, ending, frame) => self.pass_on(to, ending, frame),
+        }
+    }
+
+    /// An answer out of a ring.
+    #[inline]
+    pub(crate) fn take_answer(&self, shard: u16, arrived: Arrived<'_>) {
+        self.with_peer(shard, Outgoing::credit);
+        match arrived {
+            Arrived::InLine(frame) => {
+                let header = frame.header();
+                self.complete(header.call, ending_of(&header), |answer| answer.copy_local(frame));
+            }
+            Arrived::ByHandle(header, frame) => {
+                self.complete(header.call, ending_of(&header), |answer| *answer = frame);
+            }
+        }
+    }
+
+    /// Tells the other side that a call was given up.
+    pub(crate) fn cancel(&self, call: CallId, target: Target) {
+        let told = match target {
+            // Its task is ended in this turn, outside of whatever runs just now.
+            Target::Here => {
+                self.cancelled_here.borrow_mut().push(call);
+                true
+            }
+            Target::Shard(shard) => self.with_peer(shard, |peer| peer.cancel(call)),
+            Target::Lane { lane, .. } => self.lanes.borrow_mut().cancel(lane, call),
+        };
+        // The receiver's own deadline ends the handler where there was no room to tell it.
+        self.counters.cancels.add(1);
+        if !told {
+            self.counters.cancels_untold.add(1);
+        }
+    }
+
+    // ---- of requests that this shard handled ------------------------------------------------------------------
+
+    /// Answers with what a handler returned, written straight to where the caller waits.
+    #[inline]
+    pub(crate) fn answer<R: Request>(&self, to: &mut ReplyTo, answer: &Result<R::Reply, R::Error>) {
+        match answer {
+            Ok(reply) => self.write_answer(to, Kind::Reply, reply),
+            Err(error) => self.write_answer(to, Kind::Rejected, error),
+        }
+    }
+
+    #[inline]
+    fn write_answer<M: Message>(&self, to: &mut ReplyTo, kind: Kind, message: &M) {
+        let ending = if kind == Kind::Reply { Ending::Reply } else { Ending::Rejected };
+        let fits = match *to {
+            ReplyTo::Nobody => true,
+            ReplyTo::Shard { shard, call } => {
+                let header = Header { call, ..Header::new(kind) };
+                self.with_peer(shard, |peer| peer.answer(header, message)).is_ok()
+            }
+            ReplyTo::Lane { lane, call } => {
+                let header = Header { call, ..Header::new(kind) };
+                self.lanes.borrow_mut().answer(lane, header, message).is_ok()
+            }
+            ReplyTo::Here(_) | ReplyTo::Client(_) => {
+                let mut frame = pool::take();
+                let fits = frame.encode(Header::new(kind), message).is_ok();
+                if fits {
+                    self.deliver(to, ending, frame);
+                }
+                fits
+            }
+        };
+        if !fits {
+            self.fail(to, Failure::ReplyTooLarge);
+        }
+    }
+
+    /// Gives an answer in a frame of its own to a call of this shard or of a foreign thread.
+    fn deliver(&self, to: &mut ReplyTo, ending: Ending, frame: OwnedFrame) {
+        match std::mem::take(to) {
+            ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
+            ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
+            _ => pool::give(frame),
+        }
+    }
+
+    /// Answers without a message: an ending other than a reply or a rejection.
+    pub(crate) fn end(&self, to: &mut ReplyTo, ending: Ending) {
+        match *to {
+            ReplyTo::Nobody => {}
+            ReplyTo::Here(call) => self.complete(call, ending, |_| ()),
+            ReplyTo::Shard { shard, call } => {
+                self.with_peer(shard, |peer| peer.answer_empty(header_of(ending, call)));
+            }
+            ReplyTo::Lane { lane, call } => {
+                self.lanes.borrow_mut().answer_empty(lane, header_of(ending, call));
+            }
+            ReplyTo::Client(_) => {
+                if let ReplyTo::Client(promise) = std::mem::take(to) {
+                    promise.keep(ending, None);
+                }
+            }
+        }
+    }
+
+    /// Passes the answer to a forwarded call on to whom it was made for.
+    fn pass_on(&self, mut to: ReplyTo, ending: Ending, mut frame: OwnedFrame) {
+        if !matches!(ending, Ending::Reply | Ending::Rejected) {
+            pool::give(frame);
+            return self.end(&mut to, ending);
+        }
+        match to {
+            ReplyTo::Lane { lane, call } => {
+                frame.set_call(call);
+                let fits = self.lanes.borrow_mut().answer_with(lane, frame);
+                if fits.is_err() {
+                    self.fail(&mut to, Failure::ReplyTooLarge);
+                }
+            }
+            ReplyTo::Shard { shard, call } => {
+                frame.set_call(call);
+                self.with_peer(shard, |peer| peer.answer_by_handle(frame));
+            }
+            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Nobody => self.deliver(&mut to, ending, frame),
+        }
+    }
+
+    pub(crate) fn refuse(&self, to: &mut ReplyTo, refusal: Refusal) {
+        self.counters.refused.add(1);
+        self.end(to, Ending::Refused(refusal));
+    }
+
+    pub(crate) fn fail(&self, to: &mut ReplyTo, failure: Failure) {
+        self.counters.failed.add(1);
+        self.end(to, Ending::Failed(failure));
+    }
+
+    /// Answers for a handler that was ended part of the way through.
+    pub(crate) fn cut(&self, to: &mut ReplyTo) {
+        self.counters.cut.add(1);
+        self.end(to, Ending::Unknown(Unknown::Cut));
+    }
+
+    /// Logs a handler's panic. What it had published does not leave.
+    #[cold]
+    pub(crate) fn panicked(&self, message: &str, panic: &(dyn Any + Send)) {
+        let text = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("(a panic without text)");
+        tracing::error!(
+            shard = self.shard.0,
+            message,
+            panic = text,
+            "a handler panicked; its service instance refuses from now on"
+        );
+        let mut outbox = self.outbox.borrow_mut();
+        self.counters.events_dropped.add(outbox.len() as u64);
+        outbox.clear();
+    }
+}
+
+/// `Failed` carries the reasons of [`Unknown`] as well, from here on.
+const UNKNOWN_CODES: u16 = 256;
+
+/// What the header of an answer says about the call.
+#[inline]
+pub(crate) fn ending_of(header: &Header) -> Ending {
+    match header.kind {
+        Kind::Reply => Ending::Reply,
+        Kind::Rejected => Ending::Rejected,
+        Kind::Refused => {
+            Refusal::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Refused)
+        }
+        _ => match header.code.checked_sub(UNKNOWN_CODES) {
+            Some(code) => Ending::Unknown(Unknown::from_code(code).unwrap_or(Unknown::Unreadable)),
+            None => {
+                Failure::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Failed)
+            }
+        },
+    }
+}
+
+/// The header that tells another shard or node about an ending without a message.
+fn header_of(ending: Ending, call: CallId) -> Header {
+    let (kind, code) = match ending {
+        Ending::Refused(refusal) => (Kind::Refused, refusal.code()),
+        Ending::Failed(failure) => (Kind::Failed, failure.code()),
+        Ending::Unknown(unknown) => (Kind::Failed, UNKNOWN_CODES + unknown.code()),
+        // What did not leave a node in the middle was, for the one before it, turned away.
+        Ending::NotSent(NotSent::NoHandler | NotSent::Layout) => (Kind::Refused, Refusal::NoHandler.code()),
+        Ending::NotSent(NotSent::Stopping) => (Kind::Refused, Refusal::Stopping.code()),
+        Ending::NotSent(NotSent::Deadline) => (Kind::Refused, Refusal::Expired.code()),
+        Ending::NotSent(_) => (Kind::Refused, Refusal::Overloaded.code()),
+        Ending::Reply | Ending::Rejected => unreachable!("these have a message"),
+    };
+    Header { call, code, ..Header::new(kind) }
+}

@@ -1,0 +1,231 @@
+//! What comes in for the handlers of this shard: requests, events, and the end of tasks that nobody waits for any more.
+//!
+//! Before a handler runs, the time that is left is looked at; after it has returned, what it published leaves.
+
+use super::{Core, Here};
+
+use catga_codec::{Event, Header, Kind, LocalFrame, OwnedFrame};
+
+use crate::client::{Promise, event_header};
+use crate::context::Context;
+use crate::error::Refusal;
+use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
+use crate::pool;
+use crate::route::Placement;
+use crate::service::{Incoming, NotHeard, Serve};
+use crate::shard::reply_to::ReplyTo;
+use crate::time::Time;
+
+impl Core {
+    /// Gives a request to its handler on this shard. One that comes too late, or has no handler here, is refused.
+    #[inline]
+    pub(crate) fn serve(
+        &self,
+        header: &Header,
+        incoming: Incoming<'_>,
+        ctx: &mut Context,
+        to: &mut ReplyTo,
+        deadline: Time,
+    ) {
+        let index = self.index_of(header, &incoming);
+        if deadline <= self.now() {
+            self.counters.expired.add(1);
+            return self.refuse(to, Refusal::Expired);
+        }
+        let Some(handler) = index.and_then(|index| self.handler(index)) else {
+            return self.refuse(to, Refusal::NoHandler);
+        };
+        ctx.set_deadline(deadline);
+        self.counters.handled.add(1);
+        handler.serve(incoming, ctx, to);
+        self.after_handler();
+    }
+
+    /// The type index of a frame's message: its context word if this process archived it, else by the message's id.
+    #[inline]
+    fn index_of(&self, header: &Header, incoming: &Incoming<'_>) -> Option<u32> {
+        match incoming {
+            Incoming::Local(_) if header.context != 0 => u32::try_from(header.context).ok(),
+            _ => self.routes.index_of(header.message),
+        }
+    }
+
+    /// Whether a frame from elsewhere is for a handler of this shard.
+    pub(crate) fn is_ours(&self, header: &Header) -> bool {
+        let Some(index) = self.routes.index_of(header.message) else { return false };
+        match self.routes.request(index).map(|shards| shards.place(header.key)) {
+            Some(Placement::Owner(shard)) => shard == self.shard.0,
+            _ => self.handler(index).is_some(),
+        }
+    }
+
+    /// Queues a frame whose handler's state is borrowed just now.
+    #[cold]
+    pub(crate) fn queue_here(&self, incoming: Incoming<'_>, to: &mut ReplyTo, deadline: Time) {
+        self.queue(incoming.to_owned_in(pool::take()), std::mem::take(to), deadline);
+    }
+
+    pub(super) fn queue(&self, frame: OwnedFrame, mut to: ReplyTo, deadline: Time) {
+        if self.here.borrow().len() >= LOCAL_QUEUE_MESSAGES {
+            pool::give(frame);
+            return self.refuse(&mut to, Refusal::Overloaded);
+        }
+        self.here.borrow_mut().push_back(Here { frame, to, deadline });
+    }
+
+    /// Runs what waits for handlers of this shard, at most `limit` messages. Returns how many.
+    pub(crate) fn run_here(&self, limit: usize, ctx: &mut Context) -> usize {
+        for done in 0..limit {
+            let next = self.here.borrow_mut().pop_front();
+            let Some(Here { frame, mut to, deadline }) = next else { return done };
+            if let Some(incoming) = Incoming::of(&frame) {
+                let header = incoming.header();
+                if header.kind == Kind::Event {
+                    self.listen(incoming, ctx);
+                } else {
+                    self.serve(&header, incoming, ctx, &mut to, deadline);
+                }
+            }
+            pool::give(frame);
+        }
+        limit
+    }
+
+    pub(crate) fn has_work_here(&self) -> bool {
+        !self.here.borrow().is_empty()
+    }
+
+    // ---- events -----------------------------------------------------------------------------------------------
+
+    /// Hands an event to this shard's listeners.
+    pub(crate) fn listen(&self, incoming: Incoming<'_>, ctx: &mut Context) {
+        let listeners = self
+            .index_of(&incoming.header(), &incoming)
+            .zip(self.handlers.get())
+            .and_then(|(index, handlers)| handlers.events.get(index as usize))
+            .map_or(&[][..], Vec::as_slice);
+        ctx.set_deadline(self.now() + self.deadline);
+        for listener in listeners {
+            let outcome = listener.listen(incoming, ctx);
+            self.after_handler();
+            match outcome {
+                Ok(()) => self.counters.events_handled.add(1),
+                Err(NotHeard::Refused) => self.counters.events_dropped.add(1),
+                Err(NotHeard::Panicked) => self.counters.failed.add(1),
+            }
+        }
+    }
+
+    /// Queues an event until the handler that publishes it has returned.
+    pub(crate) fn publish<E: Event>(&self, event: &E) {
+        if self.routes.listeners(E::type_index().get()).is_none() {
+            return;
+        }
+        let mut outbox = self.outbox.borrow_mut();
+        if outbox.len() >= OUTBOX_EVENTS {
+            return self.counters.events_dropped.add(1);
+        }
+        let mut frame = pool::take();
+        match frame.encode(event_header(event), event) {
+            Ok(()) => outbox.push_back(frame),
+            Err(_) => self.counters.events_dropped.add(1),
+        }
+    }
+
+    /// Sends what the handler that has just returned had published.
+    #[inline]
+    pub(crate) fn after_handler(&self) {
+        if !self.outbox.borrow().is_empty() {
+            self.empty_outbox();
+        }
+    }
+
+    fn empty_outbox(&self) {
+        loop {
+            let next = self.outbox.borrow_mut().pop_front();
+            let Some(frame) = next else { return };
+            if let Some(local) = frame.local() {
+                let header = local.header();
+                let index = u32::try_from(header.context).unwrap_or(0);
+                match self.routes.listeners(index).map(|shards| shards.place(header.key)) {
+                    Some(Placement::Owner(shard)) => self.send_event(local, shard),
+                    Some(Placement::AnyOf(shards)) => {
+                        for &shard in shards {
+                            self.send_event(local, shard);
+                        }
+                    }
+                    None => {}
+                }
+            }
+            pool::give(frame);
+        }
+    }
+
+    fn send_event(&self, event: LocalFrame<'_>, shard: u16) {
+        let mut frame = pool::take();
+        frame.copy_local(event);
+        let sent = if shard == self.shard.0 {
+            let mut here = self.here.borrow_mut();
+            if here.len() >= LOCAL_QUEUE_MESSAGES {
+                Err(frame)
+            } else {
+                here.push_back(Here { frame, to: ReplyTo::Nobody, deadline: Time::NEVER });
+                Ok(())
+            }
+        } else {
+            self.with_peer(shard, |peer| peer.event(frame))
+        };
+        match sent {
+            Ok(()) => self.counters.events_sent.add(1),
+            Err(frame) => {
+                pool::give(frame);
+                self.counters.events_dropped.add(1);
+            }
+        }
+    }
+
+    // ---- tasks ------------------------------------------------------------------------------------------------
+
+    /// Ends the running tasks that `gone` picks out by whom they answer and by when.
+    pub(crate) fn end_tasks(&self, ctx: &Context, mut gone: impl FnMut(&ReplyTo, Time) -> bool) {
+        for handler in self.handlers.get().map_or(&[][..], |handlers| &handlers.requests).iter().flatten() {
+            handler.end_tasks(ctx, &mut gone);
+        }
+    }
+
+    /// Writes the counters that go up and down. A few times in a millisecond is often enough for who reads them.
+    pub(crate) fn publish_gauges(&self) {
+        self.counters.calls_live.set(u64::from(self.calls.borrow().live()));
+        self.counters.tasks_running.set(self.tasks_running() as u64);
+    }
+
+    /// Async handlers that have not ended.
+    pub(crate) fn tasks_running(&self) -> usize {
+        let running =
+            |handler: &Option<Box<dyn Serve>>| handler.as_ref().map_or(0, |handler| handler.running());
+        self.handlers.get().map_or(0, |handlers| handlers.requests.iter().map(running).sum())
+    }
+
+    /// Ends the tasks whose callers on this shard gave them up.
+    pub(crate) fn end_cancelled(&self, ctx: &Context) {
+        let cancelled = std::mem::take(&mut *self.cancelled_here.borrow_mut());
+        if !cancelled.is_empty() {
+            self.end_tasks(ctx, |to, _| matches!(to, ReplyTo::Here(id) if cancelled.contains(id)));
+        }
+    }
+
+    /// A foreign call, taken out of the inbox.
+    pub(crate) fn take_call(&self, mut promise: Promise, ctx: &mut Context) {
+        let Some((frame, contract)) = promise.take_request() else { return };
+        let Some(header) = frame.header() else { return };
+        let deadline = self.now().after_micros(header.remaining_us);
+        let mut to = ReplyTo::Client(promise);
+        match frame.local() {
+            Some(local) if self.is_ours(&header) => {
+                self.serve(&header, Incoming::Local(local), ctx, &mut to, deadline);
+                pool::give(frame);
+            }
+            _ => self.forward(frame, to, deadline, Some(contract)),
+        }
+    }
+}
