@@ -78,22 +78,23 @@ pub(crate) struct Arrivals {
 /// When to read a ring.
 ///
 /// Two shards that read each other's frames as soon as they are written hand every cache line over on its own, at the
-/// price of a miss each. So while much flows, a ring is left alone until a batch has gathered or a few turns have
-/// passed, about a microsecond; while little flows it is read at once.
+/// price of a miss each. So while much flows a ring is left alone until a batch has gathered, or until about as many turns
+/// have passed as the last batch had frames, which is about as long as the other shard took to write them: so batches
+/// grow towards the size that is worth reading. While little flows a ring is read at once.
 #[derive(Debug, Default)]
 struct Gather {
-    /// The last batch was a large one.
-    flowing: bool,
+    /// Turns to wait for a batch: none unless the last one was large.
+    patience: usize,
     /// Turns that have passed with less than a batch.
-    turns: u8,
+    turns: usize,
 }
 
-/// A batch that is worth reading at once: 64 of the small frames.
-const BATCH_BYTES: u64 = 4096;
+/// A batch that is worth reading at once: 256 of the small frames.
+const BATCH_BYTES: u64 = 16 * 1024;
 /// As many frames at once are a flow.
 const FLOW_FRAMES: usize = 16;
-/// Turns to wait for a batch.
-const GATHER_TURNS: u8 = 16;
+/// The most turns to wait, a few microseconds.
+const GATHER_TURNS: usize = 96;
 
 impl Gather {
     #[inline]
@@ -102,12 +103,12 @@ impl Gather {
             return false;
         }
         self.turns += 1;
-        !self.flowing || pending_bytes >= BATCH_BYTES || self.turns >= GATHER_TURNS
+        self.turns > self.patience || pending_bytes >= BATCH_BYTES
     }
 
     #[inline]
     fn read(&mut self, frames: usize) {
-        self.flowing = frames >= FLOW_FRAMES;
+        self.patience = if frames < FLOW_FRAMES { 0 } else { frames.min(GATHER_TURNS) };
         self.turns = 0;
     }
 }
