@@ -79,7 +79,7 @@ pub(crate) struct Arrivals {
 ///
 /// Two shards that read each other's frames as soon as they are written hand every cache line over on its own, at the
 /// price of a miss each. So while much flows a ring is left alone until a batch has gathered, or until about as many turns
-/// have passed as the last batch had frames, which is about as long as the other shard took to write them: so batches
+/// have passed as a quarter of the last batch had frames, a part of the time in which the other shard wrote them: so batches
 /// grow towards the size that is worth reading. While little flows a ring is read at once.
 #[derive(Debug, Default)]
 struct Gather {
@@ -108,7 +108,7 @@ impl Gather {
 
     #[inline]
     fn read(&mut self, frames: usize) {
-        self.patience = if frames < FLOW_FRAMES { 0 } else { frames.min(GATHER_TURNS) };
+        self.patience = if frames < FLOW_FRAMES { 0 } else { (frames / 4).min(GATHER_TURNS) };
         self.turns = 0;
     }
 }
