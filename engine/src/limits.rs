@@ -49,7 +49,7 @@ pub const OUTBOX_EVENTS: usize = 1024;
 /// Async handlers that may run at once for one route of one shard. One more is refused as overloaded.
 pub const TASKS_PER_ROUTE: usize = 1024;
 
-/// The largest request that is copied into a task's slot on the same terms as all others; see `pool`.
+/// Bytes of a frame that threads keep for reuse: room for any answer in line, header included.
 pub const POOLED_SMALL_BYTES: usize = 320;
 
 /// Frames that each thread keeps for reuse, of each size.

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{CallError, NotSent};
 use crate::pool;
 use crate::reply::{Reply, conclude};
-use crate::shard::core::{Attempt, register};
+use crate::shard::core::Attempt;
 use crate::time::Time;
 
 /// A call: a future of the reply. Made by [`Context::send`].
@@ -73,7 +73,7 @@ impl<'a, R: Request> Call<'a, R> {
             }
             Attempt::Waiting(call) => {
                 self.stage = Stage::Waiting(call);
-                register(core, call, cx.waker());
+                core.calls.borrow_mut().register(call, cx.waker());
                 Poll::Pending
             }
         }

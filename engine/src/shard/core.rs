@@ -11,7 +11,6 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Header, MessageId, OwnedFrame, Request};
@@ -448,9 +447,4 @@ impl Core {
             Err(frame) => self.wait_for_room(destination, call, Some(frame), granted),
         }
     }
-}
-
-/// Notes the waker of a future in the slot of its call.
-pub(crate) fn register(core: &Core, call: CallId, waker: &Waker) {
-    core.calls.borrow_mut().register(call, waker);
 }

@@ -132,9 +132,10 @@ pub(crate) fn mesh(doorbells: &[Arc<Doorbell<EventFd>>]) -> Vec<Ends> {
         (0..shards).map(|_| Ends { outgoing: none(shards), arrivals: none(shards) }).collect();
     for low in 0..shards {
         for high in low + 1..shards {
-            let (asks, answers) = (Way::new(shards), Way::new(shards));
-            let (low_out, low_in, high_out, high_in) =
-                Way::join(asks, answers, &doorbells[low], &doorbells[high]);
+            let (low_asks, high_answers) = Way::new(shards).split();
+            let (high_asks, low_answers) = Way::new(shards).split();
+            let (low_out, low_in) = hold(low_asks, low_answers, &doorbells[high]);
+            let (high_out, high_in) = hold(high_asks, high_answers, &doorbells[low]);
             ends[low].outgoing[high] = Some(low_out);
             ends[low].arrivals[high] = Some(low_in);
             ends[high].outgoing[low] = Some(high_out);
@@ -181,51 +182,58 @@ impl Way {
         }
     }
 
-    /// Puts `up` (low asks, high answers) and `down` (high asks, low answers) together into what each side holds.
-    fn join(
-        up: Self,
-        down: Self,
-        low: &Arc<Doorbell<EventFd>>,
-        high: &Arc<Doorbell<EventFd>>,
-    ) -> (Outgoing, Arrivals, Outgoing, Arrivals) {
-        let low_out = Outgoing {
-            requests: up.requests.0,
-            answers: down.answers.0,
-            large_requests: up.large_requests.clone(),
-            large_answers: down.large_answers.clone(),
-            credits: up.credits,
-            credits_max: up.credits,
-            waiting: VecDeque::new(),
-            doorbell: high.clone(),
+    /// The end of the shard that asks, and the end of the one that answers.
+    fn split(self) -> (Asking, Answering) {
+        let Self { requests, answers, large_requests, large_answers, credits } = self;
+        let asking = Asking {
+            requests: requests.0,
+            answers: answers.1,
+            large_requests: large_requests.clone(),
+            large_answers: large_answers.clone(),
+            credits,
         };
-        let high_out = Outgoing {
-            requests: down.requests.0,
-            answers: up.answers.0,
-            large_requests: down.large_requests.clone(),
-            large_answers: up.large_answers.clone(),
-            credits: down.credits,
-            credits_max: down.credits,
-            waiting: VecDeque::new(),
-            doorbell: low.clone(),
-        };
-        let low_in = Arrivals {
-            requests: down.requests.1,
-            answers: up.answers.1,
-            gather_requests: Gather::default(),
-            gather_answers: Gather::default(),
-            large_requests: down.large_requests,
-            large_answers: up.large_answers,
-        };
-        let high_in = Arrivals {
-            requests: up.requests.1,
-            answers: down.answers.1,
-            gather_requests: Gather::default(),
-            gather_answers: Gather::default(),
-            large_requests: up.large_requests,
-            large_answers: down.large_answers,
-        };
-        (low_out, low_in, high_out, high_in)
+        (asking, Answering { requests: requests.1, answers: answers.0, large_requests, large_answers })
     }
+}
+
+/// The end of a way at the shard that asks.
+struct Asking {
+    requests: Producer,
+    answers: Consumer,
+    large_requests: SideQueue,
+    large_answers: SideQueue,
+    credits: u32,
+}
+
+/// The end of a way at the shard that answers.
+struct Answering {
+    requests: Consumer,
+    answers: Producer,
+    large_requests: SideQueue,
+    large_answers: SideQueue,
+}
+
+/// What one shard holds of both ways between it and another, whose doorbell this is.
+fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> (Outgoing, Arrivals) {
+    let outgoing = Outgoing {
+        requests: asks.requests,
+        answers: answers.answers,
+        large_requests: asks.large_requests,
+        large_answers: answers.large_answers,
+        credits: asks.credits,
+        credits_max: asks.credits,
+        waiting: VecDeque::new(),
+        doorbell: doorbell.clone(),
+    };
+    let arrivals = Arrivals {
+        requests: answers.requests,
+        answers: asks.answers,
+        gather_requests: Gather::default(),
+        gather_answers: Gather::default(),
+        large_requests: answers.large_requests,
+        large_answers: asks.large_answers,
+    };
+    (outgoing, arrivals)
 }
 
 impl Outgoing {
