@@ -119,12 +119,39 @@ impl Flags {
 
 /// A call in flight, as its caller names it: a slot, and how often the slot has been used. A late answer
 /// names an old generation and finds nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct CallId {
+///
+/// One word, slot below and generation above: written in two halves and read as a whole it would have to wait for the
+/// processor's store buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct CallId(u64);
+
+impl CallId {
+    /// The call in a slot that has been used so often.
+    #[must_use]
+    #[inline]
+    pub const fn new(slot: u32, generation: u32) -> Self {
+        Self(slot as u64 | (generation as u64) << 32)
+    }
+
     /// The slot in the caller's table.
-    pub slot: u32,
+    #[must_use]
+    #[inline]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
     /// How often the slot has been used.
-    pub generation: u32,
+    #[must_use]
+    #[inline]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+impl std::fmt::Debug for CallId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CallId({}#{})", self.slot(), self.generation())
+    }
 }
 
 /// The header of a frame; see the module for its layout in bytes.
@@ -167,7 +194,7 @@ impl Header {
             flags: Flags::NONE,
             code: 0,
             message: MessageId(0),
-            call: CallId { slot: 0, generation: 0 },
+            call: CallId(0),
             key: 0,
             remaining_us: 0,
             shard: 0,
@@ -190,20 +217,24 @@ impl Header {
     /// If `into` is shorter than a header.
     #[inline]
     pub fn write(&self, into: &mut [u8]) {
-        // One slice of known length, so that one comparison covers all the stores below.
-        let out = &mut into[..HEADER_BYTES];
-        out[0..4].copy_from_slice(&self.length.to_le_bytes());
-        out[4] = self.kind as u8;
-        out[5] = self.flags.0;
-        out[6..8].copy_from_slice(&self.code.to_le_bytes());
-        out[8..16].copy_from_slice(&self.message.0.to_le_bytes());
-        out[16..20].copy_from_slice(&self.call.slot.to_le_bytes());
-        out[20..24].copy_from_slice(&self.call.generation.to_le_bytes());
-        out[24..32].copy_from_slice(&self.key.to_le_bytes());
-        out[32..36].copy_from_slice(&self.remaining_us.to_le_bytes());
-        out[36..38].copy_from_slice(&self.shard.to_le_bytes());
-        out[38..40].copy_from_slice(&self.extension_bytes.to_le_bytes());
-        out[40..48].copy_from_slice(&self.context.to_le_bytes());
+        // Six words, each stored once: who reads a header back soon reads words, and need not wait until halves of them have
+        // left the store buffer.
+        let words = [
+            u64::from(self.length)
+                | (self.kind as u64) << 32
+                | u64::from(self.flags.0) << 40
+                | u64::from(self.code) << 48,
+            self.message.0,
+            self.call.0,
+            self.key,
+            u64::from(self.remaining_us)
+                | u64::from(self.shard) << 32
+                | u64::from(self.extension_bytes) << 48,
+            self.context,
+        ];
+        for (place, word) in into[..HEADER_BYTES].chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
     }
 
     /// Reads a header and checks what can be checked without the rest of the frame: kind, flags, the
@@ -218,21 +249,24 @@ impl Header {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Err(FrameError::Truncated { bytes: bytes.len() });
         };
-        let Some(kind) = Kind::from_u8(bytes[4]) else {
-            return Err(FrameError::UnknownKind(bytes[4]));
+        let first = word::<0>(bytes);
+        let number = (first >> 32) as u8;
+        let Some(kind) = Kind::from_u8(number) else {
+            return Err(FrameError::UnknownKind(number));
         };
+        let fifth = word::<4>(bytes);
         let header = Self {
-            length: u32_at::<0>(bytes),
+            length: first as u32,
             kind,
-            flags: Flags(bytes[5]),
-            code: u16_at::<6>(bytes),
-            message: MessageId(u64_at::<8>(bytes)),
-            call: CallId { slot: u32_at::<16>(bytes), generation: u32_at::<20>(bytes) },
-            key: u64_at::<24>(bytes),
-            remaining_us: u32_at::<32>(bytes),
-            shard: u16_at::<36>(bytes),
-            extension_bytes: u16_at::<38>(bytes),
-            context: u64_at::<40>(bytes),
+            flags: Flags((first >> 40) as u8),
+            code: (first >> 48) as u16,
+            message: MessageId(word::<1>(bytes)),
+            call: CallId(word::<2>(bytes)),
+            key: word::<3>(bytes),
+            remaining_us: fifth as u32,
+            shard: (fifth >> 32) as u16,
+            extension_bytes: (fifth >> 48) as u16,
+            context: word::<5>(bytes),
         };
         header.check()?;
         Ok(header)
@@ -254,20 +288,11 @@ impl Header {
     }
 }
 
+/// One of the six words of a header.
 #[inline]
-fn u16_at<const AT: usize>(bytes: &[u8; HEADER_BYTES]) -> u16 {
-    u16::from_le_bytes([bytes[AT], bytes[AT + 1]])
-}
-
-#[inline]
-fn u32_at<const AT: usize>(bytes: &[u8; HEADER_BYTES]) -> u32 {
-    u32::from_le_bytes([bytes[AT], bytes[AT + 1], bytes[AT + 2], bytes[AT + 3]])
-}
-
-#[inline]
-fn u64_at<const AT: usize>(bytes: &[u8; HEADER_BYTES]) -> u64 {
+fn word<const PLACE: usize>(bytes: &[u8; HEADER_BYTES]) -> u64 {
     let mut word = [0; 8];
-    word.copy_from_slice(&bytes[AT..AT + 8]);
+    word.copy_from_slice(&bytes[8 * PLACE..8 * PLACE + 8]);
     u64::from_le_bytes(word)
 }
 

@@ -45,7 +45,7 @@ fn header() -> Header {
     Header {
         flags: Flags::KEYED.with(Flags::IDEMPOTENT),
         code: 0x0102,
-        call: CallId { slot: 0x1112_1314, generation: 0x2122_2324 },
+        call: CallId::new(0x1112_1314, 0x2122_2324),
         key: 0x3132_3334_3536_3738,
         remaining_us: 0x4142_4344,
         shard: 0x5152,

@@ -290,10 +290,7 @@ fn a_peer_that_answers_what_nobody_asked_loses_its_lane() {
     let b = store(1, "127.0.0.1:0");
     let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
-    peer.say(
-        Header { call: CallId { slot: 3, generation: 9 }, ..Header::new(Kind::Reply) },
-        &Blob { bytes: vec![] },
-    );
+    peer.say(Header { call: CallId::new(3, 9), ..Header::new(Kind::Reply) }, &Blob { bytes: vec![] });
     assert!(peer.closed().is_some(), "it is told why");
     eventually("it is counted", || b.stats().sum(|shard| shard.lanes_refused) == 1);
 }
@@ -360,7 +357,7 @@ fn an_answer_of_another_type_is_no_reply_and_late_answers_find_nothing() {
         peer.send(header, &[255; 24]);
         // The third is answered under a name that no call has; by its deadline it ends all the same.
         let (ask, _) = peer.news().unwrap();
-        let stranger = CallId { slot: ask.call.slot + 1000, ..ask.call };
+        let stranger = CallId::new(ask.call.slot() + 1000, ask.call.generation());
         peer.say(Header { call: stranger, ..Header::new(Kind::Reply) }, &Blob { bytes: vec![1] });
         assert_eq!(peer.news().unwrap().0.kind, Kind::Cancel);
         // The fourth as it should be.

@@ -392,10 +392,10 @@ mod tests {
             };
             header.flags = Flags::KEYED;
         });
-        frame.set_call(CallId { slot: 5, generation: 6 });
+        frame.set_call(CallId::new(5, 6));
         frame.set_shard(7);
         frame.set_remaining_us(8);
-        let call = CallId { slot: 5, generation: 6 };
+        let call = CallId::new(5, 6);
         let after =
             Header { kind: Kind::Event, flags: Flags::KEYED, call, shard: 7, remaining_us: 8, ..before };
         assert_eq!(frame.header(), Some(after));

@@ -185,7 +185,7 @@ impl Both {
         assert_eq!(id.is_some(), self.live() < LIMIT as usize, "a slot if there is one");
         let Some(id) = id else { return };
         assert_ne!(id, CallId::default());
-        let known = self.by_id.insert((id.slot, id.generation), self.calls.len());
+        let known = self.by_id.insert((id.slot(), id.generation()), self.calls.len());
         assert_eq!(known, None, "an id names one call");
         self.calls.push(Call { id, number, deadline, told, sent: None, ending: None, live: true });
     }
@@ -216,7 +216,7 @@ impl Both {
                 call.live && call.ending.is_none() && call.deadline <= now
             })
             .collect();
-        due.sort_by_key(|&place| self.calls[place].id.slot);
+        due.sort_by_key(|&place| self.calls[place].id.slot());
         if ended.is_empty() {
             let late = due.iter().any(|&place| self.calls[place].deadline + EXPIRY_SWEEP <= now);
             assert!(!late, "a deadline was missed by more than a sweep");
@@ -245,7 +245,7 @@ impl Both {
                 call.live && call.ending.is_none() && over(call.sent)
             })
             .collect();
-        gone.sort_by_key(|&place| self.calls[place].id.slot);
+        gone.sort_by_key(|&place| self.calls[place].id.slot());
         assert_eq!(gone.len(), ended.len());
         for (place, wake) in gone.into_iter().zip(ended) {
             self.ends(place, ending, wake);

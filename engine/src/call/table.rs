@@ -184,7 +184,7 @@ impl<F> CallTable<F> {
     /// A slot for a call of a future, or none if the table is full.
     pub(crate) fn open_for(&mut self, deadline: Time, waker: &Waker) -> Option<CallId> {
         let call = self.open(deadline)?;
-        self.slots[call.slot as usize].waiter = Waiter::Task(waker.clone());
+        self.slots[call.slot() as usize].waiter = Waiter::Task(waker.clone());
         Some(call)
     }
 
@@ -192,14 +192,14 @@ impl<F> CallTable<F> {
     #[inline]
     pub(crate) fn open_in(&mut self, deadline: Time, batch: BatchId, token: u32) -> Option<CallId> {
         let call = self.open(deadline)?;
-        let slot = &mut self.slots[call.slot as usize];
+        let slot = &mut self.slots[call.slot() as usize];
         slot.waiter = Waiter::Batch(batch);
         slot.token = token;
         Some(call)
     }
 
     /// A slot that nobody waits for yet.
-    #[inline]
+    #[inline(always)] // its result is taken apart at once
     pub(crate) fn open(&mut self, deadline: Time) -> Option<CallId> {
         let index = if self.free != END {
             self.free
@@ -227,7 +227,7 @@ impl<F> CallTable<F> {
         slot.deadline = deadline;
         self.live += 1;
         self.earliest = self.earliest.min(deadline);
-        Some(CallId { slot: index, generation: slot.generation })
+        Some(CallId::new(index, slot.generation))
     }
 
     /// A slot for a call that is made on behalf of someone else; gives that one back if the table is full.
@@ -238,7 +238,7 @@ impl<F> CallTable<F> {
         contract: Option<fn() -> Contract>,
     ) -> Result<CallId, F> {
         let Some(call) = self.open(deadline) else { return Err(to) };
-        let slot = &mut self.slots[call.slot as usize];
+        let slot = &mut self.slots[call.slot() as usize];
         slot.waiter = Waiter::Forward(to);
         slot.contract = contract;
         Ok(call)
@@ -268,12 +268,12 @@ impl<F> CallTable<F> {
 
     #[inline]
     fn find(&mut self, id: CallId) -> Option<&mut Slot<F>> {
-        let slot = self.slots.get_mut(id.slot as usize)?;
-        (slot.generation == id.generation && slot.phase != Phase::Free).then_some(slot)
+        let slot = self.slots.get_mut(id.slot() as usize)?;
+        (slot.generation == id.generation() && slot.phase != Phase::Free).then_some(slot)
     }
 
     fn find_index(&mut self, id: CallId) -> Option<usize> {
-        self.find(id).map(|_| id.slot as usize)
+        self.find(id).map(|_| id.slot() as usize)
     }
 
     /// The deadline of a call that still waits for room.
@@ -324,7 +324,7 @@ impl<F> CallTable<F> {
         match slot.waiter {
             Waiter::Batch(batch) => {
                 let queue = &mut self.batches[batch.0 as usize];
-                queue.done.push(id.slot);
+                queue.done.push(id.slot());
                 return Some(queue.waker.take().map_or(Wake::Nobody, Wake::Task));
             }
             Waiter::Nobody => return Some(Wake::Nobody),
@@ -334,7 +334,7 @@ impl<F> CallTable<F> {
             Waiter::Task(waker) => Wake::Task(waker),
             Waiter::Forward(forward) => {
                 let answer = slot.answer.take().unwrap_or_else(pool::take);
-                self.release(id.slot);
+                self.release(id.slot());
                 Wake::Forward(forward, ending, answer)
             }
             Waiter::Nobody | Waiter::Batch(_) => Wake::Nobody,
@@ -349,14 +349,14 @@ impl<F> CallTable<F> {
             return None;
         }
         let (ending, answer) = (slot.ending, slot.answer.take().unwrap_or_else(pool::take));
-        self.release(id.slot);
+        self.release(id.slot());
         Some((ending, answer))
     }
 
     /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
     pub(crate) fn abandon(&mut self, id: CallId) -> Option<Target> {
         let target = self.find(id)?.sent_to();
-        self.release(id.slot);
+        self.release(id.slot());
         target
     }
 
@@ -395,7 +395,7 @@ impl<F> CallTable<F> {
                 self.earliest = self.earliest.min(slot.deadline);
                 continue;
             }
-            let id = CallId { slot: index as u32, generation: slot.generation };
+            let id = CallId::new(index as u32, slot.generation);
             if let Some(wake) = self.complete(id, ending, |_| ()) {
                 ended(wake, target.map(|target| (id, target)));
             }
@@ -415,7 +415,7 @@ impl<F> CallTable<F> {
                 Phase::Free | Phase::Done => None,
             };
             let Some(ending) = ending else { continue };
-            let id = CallId { slot: index as u32, generation: slot.generation };
+            let id = CallId::new(index as u32, slot.generation);
             if let Some(wake) = self.complete(id, ending, |_| ()) {
                 ended(wake);
             }
@@ -454,7 +454,7 @@ impl<F> CallTable<F> {
             return None;
         }
         let ending = slot.ending;
-        let id = CallId { slot: index, generation: slot.generation };
+        let id = CallId::new(index, slot.generation);
         let (token, answer) = (slot.token, slot.answer.take());
         self.release(index);
         Some((id, token, ending, answer))
@@ -476,7 +476,7 @@ impl<F> CallTable<F> {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if matches!(slot.waiter, Waiter::Batch(of) if of == batch) {
-                let (id, sent) = (CallId { slot: index as u32, generation: slot.generation }, slot.sent_to());
+                let (id, sent) = (CallId::new(index as u32, slot.generation), slot.sent_to());
                 self.release(index as u32);
                 if let Some(target) = sent {
                     given_up(id, target);

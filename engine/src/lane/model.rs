@@ -196,14 +196,14 @@ impl Pair {
 
     fn header(&mut self, kind: Kind) -> Header {
         self.serial += 1;
-        Header { flags: Flags::LARGE, call: CallId { slot: self.serial, generation: 1 }, ..Header::new(kind) }
+        Header { flags: Flags::LARGE, call: CallId::new(self.serial, 1), ..Header::new(kind) }
     }
 
     fn ask(&mut self, side: usize, kind: Kind, size: usize) {
         let header = self.header(kind);
         let side = &mut self.sides[side];
         let may = side.lane.may_call();
-        assert_eq!(side.queue(header, &vec![header.call.slot as u8; size]).is_ok(), may);
+        assert_eq!(side.queue(header, &vec![header.call.slot() as u8; size]).is_ok(), may);
     }
 
     fn tell(&mut self, side: usize, kind: Kind, size: usize) {

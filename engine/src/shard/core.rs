@@ -165,7 +165,7 @@ impl Core {
             Some(Placement::Owner(shard)) if shard == self.shard.0 => Destination::Here,
             Some(Placement::Owner(shard)) => Destination::Shard(shard),
             Some(Placement::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
-            Some(Placement::AnyOf(shards)) => Destination::Shard(shards[self.turn() % shards.len()]),
+            Some(Placement::AnyOf(shards)) => Destination::Shard(self.next_of(shards)),
             None => contract
                 .map_or(Destination::Nowhere(NotSent::NoHandler), |contract| self.lane_for(id, contract)),
         }
@@ -181,11 +181,15 @@ impl Core {
         }
     }
 
-    /// A ticket for round robin.
-    fn turn(&self) -> usize {
+    /// Round robin.
+    #[inline]
+    fn next_of(&self, shards: &[u16]) -> u16 {
+        if let [shard] = shards {
+            return *shard;
+        }
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
-        turn
+        shards[turn % shards.len()]
     }
 
     /// Tries to send a request. `slot` is the call's slot if it waited before; else one is opened with `open` if the
@@ -307,7 +311,7 @@ impl Core {
         Ok(())
     }
 
-    fn with_peer<T>(&self, shard: u16, f: impl FnOnce(&mut Outgoing) -> T) -> T {
+    pub(crate) fn with_peer<T>(&self, shard: u16, f: impl FnOnce(&mut Outgoing) -> T) -> T {
         match self.mesh.borrow_mut().get_mut(usize::from(shard)) {
             Some(Some(peer)) => f(peer),
             _ => unreachable!("routes name other shards of this engine only"),

@@ -27,7 +27,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use catga_codec::limits::{FRAME_INLINE_BYTES, HEADER_BYTES};
+use catga_codec::limits::{FRAME_ALIGN_BYTES, FRAME_INLINE_BYTES, HEADER_BYTES};
 use catga_codec::{
     CallId, EncodeError, Flags, Header, LocalFrame, Message, OwnedFrame, encode_local, encode_local_empty,
     padded,
@@ -69,49 +69,60 @@ pub(crate) struct Outgoing {
 pub(crate) struct Arrivals {
     requests: Consumer,
     answers: Consumer,
-    gather_requests: Gather,
-    gather_answers: Gather,
+    gather: Gather,
     large_requests: SideQueue,
     large_answers: SideQueue,
 }
 
-/// When to read a ring.
+/// When to read the answers of another shard.
 ///
 /// Two shards that read each other's frames as soon as they are written hand every cache line over on its own, at the
-/// price of a miss each. So while much flows a ring is left alone until a batch has gathered, or until about as many turns
-/// have passed as a quarter of the last batch had frames, a part of the time in which the other shard wrote them: so batches
-/// grow towards the size that is worth reading. While little flows a ring is read at once.
-#[derive(Debug, Default)]
+/// price of a miss each. The shard that asked knows how many answers are still to come, so it leaves them alone until a
+/// quarter of them has come: what it then sends comes to the other side as one batch too, and there are four such batches
+/// on their way. One call alone is read at once.
+///
+/// Some answers may be long in coming. So it waits a few turns at most, and expects no more than it has got lately.
+#[derive(Debug)]
 struct Gather {
-    /// Turns to wait for a batch: none unless the last one was large.
-    patience: usize,
-    /// Turns that have passed with less than a batch.
-    turns: usize,
+    /// Turns that have passed since the first answer was seen.
+    turns: u32,
+    /// Bytes to wait for at most, in sixteenths. Grows slowly while they come in time.
+    most: u64,
 }
 
-/// A batch that is worth reading at once: 256 of the small frames.
-const BATCH_BYTES: u64 = 16 * 1024;
-/// As many frames at once are a flow.
-const FLOW_FRAMES: usize = 16;
-/// The most turns to wait, a few microseconds.
-const GATHER_TURNS: usize = 96;
+/// The size of a small answer.
+const ANSWER_BYTES: u64 = padded(HEADER_BYTES + FRAME_ALIGN_BYTES) as u64;
+/// The most turns to wait, about two microseconds.
+const GATHER_TURNS: u32 = 32;
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self { turns: 0, most: 16 * ANSWER_BYTES }
+    }
+}
 
 impl Gather {
     #[inline]
-    fn is_due(&mut self, pending_bytes: u64) -> bool {
+    fn is_due(&mut self, pending_bytes: u64, unanswered: u32) -> bool {
         if pending_bytes == 0 {
             return false;
         }
+        let wanted = (u64::from(unanswered / 4) * ANSWER_BYTES).min(self.most / 16);
         self.turns += 1;
-        self.turns > self.patience || pending_bytes >= BATCH_BYTES
-    }
-
-    #[inline]
-    fn read(&mut self, frames: usize) {
-        self.patience = if frames < FLOW_FRAMES { 0 } else { (frames / 4).min(GATHER_TURNS) };
+        if pending_bytes >= wanted {
+            self.most = (self.most + self.most / 16).min(16 * GATHER_BYTES_MAX);
+        } else if self.turns > GATHER_TURNS {
+            self.most = 16 * pending_bytes;
+        } else {
+            return false;
+        }
         self.turns = 0;
+        true
     }
 }
+
+/// The most bytes to wait for: a part of the ring.
+const GATHER_BYTES_MAX: u64 = REPLY_RING_BYTES as u64 / 4;
 
 /// A frame out of a ring.
 pub(crate) enum Arrived<'a> {
@@ -228,8 +239,7 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
     let arrivals = Arrivals {
         requests: answers.requests,
         answers: asks.answers,
-        gather_requests: Gather::default(),
-        gather_answers: Gather::default(),
+        gather: Gather::default(),
         large_requests: answers.large_requests,
         large_answers: asks.large_answers,
     };
@@ -240,7 +250,7 @@ impl Outgoing {
     /// Archives a request into the ring, or moves it into the side queue if it is large.
     ///
     /// `granted`: the call waited, and has been told that there is room; it goes before those who wait still.
-    #[inline]
+    #[inline(always)] // the header is in registers where this is called; out of line it would go through memory
     pub(crate) fn request<M: Message>(
         &mut self,
         header: Header,
@@ -406,13 +416,18 @@ fn by_handle(
 
 impl Arrivals {
     /// Hands each answer that has come to `take`, at most `limit` of them. Returns how many.
-    pub(crate) fn answers(&mut self, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
-        drain(&mut self.answers, &mut self.gather_answers, &self.large_answers, limit, take)
+    pub(crate) fn answers(&mut self, unanswered: u32, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
+        self.answers.refresh();
+        if !self.gather.is_due(self.answers.pending_bytes(), unanswered) {
+            return 0;
+        }
+        drain(&mut self.answers, &self.large_answers, limit, take)
     }
 
     /// Hands each request, cancel and event that has come to `take`, at most `limit` of them. Returns how many.
     pub(crate) fn requests(&mut self, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
-        drain(&mut self.requests, &mut self.gather_requests, &self.large_requests, limit, take)
+        self.requests.refresh();
+        drain(&mut self.requests, &self.large_requests, limit, take)
     }
 
     /// Whether something waits in one of the rings; looks at the other side's cursors.
@@ -424,18 +439,8 @@ impl Arrivals {
 }
 
 #[inline]
-fn drain(
-    ring: &mut Consumer,
-    gather: &mut Gather,
-    side: &SideQueue,
-    limit: usize,
-    mut take: impl FnMut(Arrived<'_>),
-) -> usize {
-    ring.refresh();
-    if !gather.is_due(ring.pending_bytes()) {
-        return 0;
-    }
-    let frames = ring.drain(limit, |bytes| {
+fn drain(ring: &mut Consumer, side: &SideQueue, limit: usize, mut take: impl FnMut(Arrived<'_>)) -> usize {
+    ring.drain(limit, |bytes| {
         // SAFETY: only `Outgoing` writes into these rings, and all it writes are whole frames of `encode_local`,
         // `encode_local_empty` or copies of local frames, made in this process. The ring hands out exactly what was
         // written, 16-aligned (the model test in `ring::spsc` fails otherwise; `tests::frames_arrive_as_they_left` here).
@@ -450,7 +455,5 @@ fn drain(
         } else {
             take(Arrived::InLine(frame));
         }
-    });
-    gather.read(frames);
-    frames
+    })
 }

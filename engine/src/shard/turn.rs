@@ -61,8 +61,10 @@ impl Shard {
         let mut taken = 0;
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             if let Some(arrivals) = arrivals {
-                taken +=
-                    arrivals.answers(RING_BATCH_FRAMES, |arrived| core.take_answer(shard as u16, arrived));
+                let unanswered = core.with_peer(shard as u16, |peer| peer.unanswered());
+                taken += arrivals.answers(unanswered, RING_BATCH_FRAMES, |arrived| {
+                    core.take_answer(shard as u16, arrived)
+                });
             }
         }
         taken

@@ -130,6 +130,6 @@ impl Peer {
 
 /// The header of a request.
 pub(crate) fn request(slot: u32) -> Header {
-    let call = CallId { slot, generation: 1 };
+    let call = CallId::new(slot, 1);
     Header { call, remaining_us: 10_000_000, ..Header::new(Kind::Request) }
 }

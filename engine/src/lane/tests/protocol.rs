@@ -71,7 +71,7 @@ fn open() -> (Lane, Lane) {
 }
 
 fn header(kind: Kind, slot: u32) -> Header {
-    Header { call: CallId { slot, generation: 1 }, ..Header::new(kind) }
+    Header { call: CallId::new(slot, 1), ..Header::new(kind) }
 }
 
 /// A frame without payload as it lies on the wire.
