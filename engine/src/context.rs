@@ -74,7 +74,7 @@ impl Context {
     /// Sends a request; the future ends in exactly one outcome. See [`Call`] for what it may be told.
     ///
     /// To a sync handler of the same shard the handler runs inside the first poll: no queue, no allocation. To another
-    /// shard the request is archived straight into the ring.
+    /// shard the request is archived once, into a few lines that are copied into the ring together.
     ///
     /// # Errors
     /// The future's error says in which phase the call ended: see [`CallError`](crate::CallError).

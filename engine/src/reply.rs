@@ -3,6 +3,7 @@
 //! A [`Reply`] owns the frame in which the answer travelled and derefs to the archive in it: nothing is deserialized
 //! unless asked for. It keeps no slot, ring or lane busy; dropping it gives the frame back to the thread's pool.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -67,16 +68,22 @@ where
 }
 
 /// What an ending and its frame mean to a caller of `R`.
-#[inline]
+#[inline(always)] // a reply is taken apart where it is awaited
 pub(crate) fn conclude<R: Request>(
     ending: Ending,
     frame: OwnedFrame,
 ) -> Result<Reply<R::Reply>, CallError<R::Error>> {
+    if ending == Ending::Reply {
+        return Reply::new(frame).or_else(unreadable);
+    }
+    conclude_without_reply::<R>(ending, frame).map(|never| match never {})
+}
+
+fn conclude_without_reply<R: Request>(
+    ending: Ending,
+    frame: OwnedFrame,
+) -> Result<Infallible, CallError<R::Error>> {
     let error = match ending {
-        Ending::Reply => match Reply::new(frame) {
-            Ok(reply) => return Ok(reply),
-            Err(frame) => return unreadable(frame),
-        },
         Ending::Rejected => match frame.access::<R::Error>().map(R::Error::deserialize) {
             Ok(rejection) => CallError::Rejected(rejection),
             Err(_) => return unreadable(frame),
@@ -85,6 +92,7 @@ pub(crate) fn conclude<R: Request>(
         Ending::Failed(reason) => CallError::Failed(reason),
         Ending::NotSent(reason) => CallError::NotSent(reason),
         Ending::Unknown(reason) => CallError::Unknown(reason),
+        Ending::Reply => unreachable!("the caller looked"),
     };
     pool::give(frame);
     Err(error)

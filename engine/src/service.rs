@@ -81,7 +81,7 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn access<M: Message>(self) -> Result<&'a M::Archived, Refusal> {
         match self {
             Self::Local(frame) => frame.access_or_check::<M>(),

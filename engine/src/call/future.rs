@@ -107,8 +107,17 @@ impl<R: Request> Future for Call<'_, R> {
 }
 
 impl<R: Request> Drop for Call<'_, R> {
+    #[inline(always)] // nothing to do for a call that has ended
     fn drop(&mut self) {
-        let (Stage::Waiting(call) | Stage::InFlight(call)) = self.stage else { return };
+        if let Stage::Waiting(call) | Stage::InFlight(call) = self.stage {
+            self.give_up(call);
+        }
+    }
+}
+
+impl<R: Request> Call<'_, R> {
+    #[cold]
+    fn give_up(&self, call: CallId) {
         let core = self.ctx.core();
         let target = core.calls.borrow_mut().abandon(call);
         if let Some(target) = target {

@@ -124,10 +124,10 @@ impl Gather {
 /// The most bytes to wait for: a part of the ring.
 const GATHER_BYTES_MAX: u64 = REPLY_RING_BYTES as u64 / 4;
 
-/// A frame out of a ring.
+/// A frame out of a ring. The header that was in the ring comes beside it.
 pub(crate) enum Arrived<'a> {
     InLine(LocalFrame<'a>),
-    ByHandle(Header, OwnedFrame),
+    ByHandle(OwnedFrame),
 }
 
 /// One shard's ends of all its rings; `None` at its own place.
@@ -416,7 +416,12 @@ fn by_handle(
 
 impl Arrivals {
     /// Hands each answer that has come to `take`, at most `limit` of them. Returns how many.
-    pub(crate) fn answers(&mut self, unanswered: u32, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
+    pub(crate) fn answers(
+        &mut self,
+        unanswered: u32,
+        limit: usize,
+        take: impl FnMut(Header, Arrived<'_>),
+    ) -> usize {
         self.answers.refresh();
         if !self.gather.is_due(self.answers.pending_bytes(), unanswered) {
             return 0;
@@ -425,7 +430,7 @@ impl Arrivals {
     }
 
     /// Hands each request, cancel and event that has come to `take`, at most `limit` of them. Returns how many.
-    pub(crate) fn requests(&mut self, limit: usize, take: impl FnMut(Arrived<'_>)) -> usize {
+    pub(crate) fn requests(&mut self, limit: usize, take: impl FnMut(Header, Arrived<'_>)) -> usize {
         self.requests.refresh();
         drain(&mut self.requests, &self.large_requests, limit, take)
     }
@@ -439,7 +444,12 @@ impl Arrivals {
 }
 
 #[inline]
-fn drain(ring: &mut Consumer, side: &SideQueue, limit: usize, mut take: impl FnMut(Arrived<'_>)) -> usize {
+fn drain(
+    ring: &mut Consumer,
+    side: &SideQueue,
+    limit: usize,
+    mut take: impl FnMut(Header, Arrived<'_>),
+) -> usize {
     ring.drain(limit, |bytes| {
         // SAFETY: only `Outgoing` writes into these rings, and all it writes are whole frames of `encode_local`,
         // `encode_local_empty` or copies of local frames, made in this process. The ring hands out exactly what was
@@ -448,12 +458,12 @@ fn drain(ring: &mut Consumer, side: &SideQueue, limit: usize, mut take: impl FnM
         let header = frame.header();
         if header.flags.contains(Flags::LARGE) {
             if let Some(large) = side.pop() {
-                take(Arrived::ByHandle(header, large));
+                take(header, Arrived::ByHandle(large));
             } else {
                 debug_assert!(false, "a handle without its frame");
             }
         } else {
-            take(Arrived::InLine(frame));
+            take(header, Arrived::InLine(frame));
         }
     })
 }

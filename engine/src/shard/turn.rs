@@ -16,7 +16,6 @@ use crate::shard::Shard;
 use crate::shard::mesh::Arrived;
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
-use catga_codec::Kind;
 use std::time::Duration;
 
 /// Messages taken from the inbox, and from the queue of this shard's own, in one turn.
@@ -43,7 +42,7 @@ impl Shard {
         self.core.counters.turns.add(1);
         let mut done = 0;
         done += self.take_answers();
-        done += self.take_requests(now);
+        done += self.take_requests();
         done += self.take_inbox();
         done += self.read_lanes(now);
         done += self.core.run_here(QUEUE_BATCH, &mut self.ctx);
@@ -62,38 +61,29 @@ impl Shard {
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             if let Some(arrivals) = arrivals {
                 let unanswered = core.with_peer(shard as u16, |peer| peer.unanswered());
-                taken += arrivals.answers(unanswered, RING_BATCH_FRAMES, |arrived| {
-                    core.take_answer(shard as u16, arrived)
+                taken += arrivals.answers(unanswered, RING_BATCH_FRAMES, |header, arrived| {
+                    core.take_answer(shard as u16, &header, arrived);
                 });
             }
         }
         taken
     }
 
-    fn take_requests(&mut self, now: Time) -> usize {
+    fn take_requests(&mut self) -> usize {
         let (core, ctx) = (&self.core, &mut self.ctx);
         let mut taken = 0;
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             let Some(arrivals) = arrivals else { continue };
-            taken += arrivals.requests(RING_BATCH_FRAMES, |arrived| {
-                let (header, owned, in_line) = match &arrived {
-                    Arrived::InLine(frame) => (frame.header(), None, Some(Incoming::Local(*frame))),
-                    Arrived::ByHandle(header, frame) => (*header, Some(frame), None),
-                };
-                let Some(incoming) = in_line.or_else(|| owned.and_then(Incoming::of)) else { return };
-                let mut to = ReplyTo::Shard { shard: shard as u16, call: header.call };
-                match header.kind {
-                    Kind::Event => core.listen(incoming, ctx),
-                    Kind::Cancel => core.end_tasks(ctx, |answers, _| {
-                        matches!(answers, ReplyTo::Shard { shard: from, call }
-                            if usize::from(*from) == shard && *call == header.call)
-                    }),
-                    _ => {
-                        // The frame's own header: the one in the ring stands for it, but has no type of its own.
-                        let header = if owned.is_some() { incoming.header() } else { header };
-                        let deadline = now.after_micros(header.remaining_us);
-                        core.serve(&header, incoming, ctx, &mut to, deadline);
+            taken += arrivals.requests(RING_BATCH_FRAMES, |header, arrived| match arrived {
+                Arrived::InLine(frame) => {
+                    core.take_request(shard as u16, &header, Incoming::Local(frame), ctx);
+                }
+                Arrived::ByHandle(frame) => {
+                    if let Some(incoming) = Incoming::of(&frame) {
+                        // Its own header: the one in the ring stands for it, but has no type of its own.
+                        core.take_request(shard as u16, &incoming.header(), incoming, ctx);
                     }
+                    crate::pool::give(frame);
                 }
             });
         }

@@ -38,16 +38,15 @@ impl Core {
     }
 
     /// An answer out of a ring.
-    #[inline]
-    pub(crate) fn take_answer(&self, shard: u16, arrived: Arrived<'_>) {
+    #[inline(always)] // the header is in registers where this is called
+    pub(crate) fn take_answer(&self, shard: u16, header: &Header, arrived: Arrived<'_>) {
         self.with_peer(shard, Outgoing::credit);
         match arrived {
             Arrived::InLine(frame) => {
-                let header = frame.header();
-                self.complete(header.call, ending_of(&header), |answer| answer.copy_local(frame));
+                self.complete(header.call, ending_of(header), |answer| answer.copy_local(frame));
             }
-            Arrived::ByHandle(header, frame) => {
-                self.complete(header.call, ending_of(&header), |answer| *answer = frame);
+            Arrived::ByHandle(frame) => {
+                self.complete(header.call, ending_of(header), |answer| *answer = frame);
             }
         }
     }

@@ -17,6 +17,28 @@ use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 
 impl Core {
+    /// A request, a cancel or an event out of a ring.
+    #[inline(always)] // as `take_answer`
+    pub(crate) fn take_request(
+        &self,
+        shard: u16,
+        header: &Header,
+        incoming: Incoming<'_>,
+        ctx: &mut Context,
+    ) {
+        match header.kind {
+            Kind::Event => self.listen(incoming, ctx),
+            Kind::Cancel => self.end_tasks(
+                ctx,
+                |to, _| matches!(to, ReplyTo::Shard { shard: from, call } if *from == shard && *call == header.call),
+            ),
+            _ => {
+                let mut to = ReplyTo::Shard { shard, call: header.call };
+                self.serve(header, incoming, ctx, &mut to, self.now().after_micros(header.remaining_us));
+            }
+        }
+    }
+
     /// Gives a request to its handler on this shard. One that comes too late, or has no handler here, is refused.
     #[inline]
     pub(crate) fn serve(
