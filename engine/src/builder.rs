@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::client::{ClientShared, Inbox};
+use crate::client::{ClientShared, inbox::Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
 use crate::engine::{Engine, EngineId, RuntimeKind, Services};
@@ -22,6 +22,7 @@ use crate::shard::mesh::mesh;
 use crate::shard::{Control, Seed};
 use crate::stats::ShardCounters;
 use crate::tasks::Ready;
+use crate::watchdog::Pulse;
 
 /// Which runtime the shards use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -311,15 +312,17 @@ impl Builder {
         let control = Arc::new(Control::default());
         let counters: Vec<_> =
             doorbells.iter().map(|_| Arc::new(CachePadded::new(ShardCounters::default()))).collect();
+        let pulses: Vec<_> = doorbells.iter().map(|_| Arc::new(CachePadded::new(Pulse::default()))).collect();
         let seeds = mesh(&doorbells)
             .into_iter()
             .zip(&doorbells)
-            .zip(&counters)
+            .zip(counters.iter().zip(&pulses))
             .enumerate()
-            .map(|(index, ((ends, doorbell), counters))| Seed {
+            .map(|(index, ((ends, doorbell), (counters, pulse)))| Seed {
                 id: ShardId(index as u16),
                 routes: routes.clone(),
                 counters: counters.clone(),
+                pulse: pulse.clone(),
                 ends,
                 inboxes: inboxes.clone(),
                 doorbell: doorbell.clone(),
@@ -346,6 +349,7 @@ impl Builder {
             control,
             doorbells,
             counters,
+            pulses,
             shared,
         })
     }
@@ -409,6 +413,7 @@ pub(crate) struct Plan {
     pub(crate) control: Arc<Control>,
     pub(crate) doorbells: Vec<Arc<Doorbell<EventFd>>>,
     pub(crate) counters: Vec<Arc<CachePadded<ShardCounters>>>,
+    pub(crate) pulses: Vec<Arc<CachePadded<Pulse>>>,
     pub(crate) shared: Arc<ClientShared>,
 }
 

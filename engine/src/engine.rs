@@ -20,6 +20,7 @@ use crate::runtime::sockets::{Sockets, local_endpoint};
 use crate::shard::{Control, Seed, Shard};
 use crate::stats::{ShardCounters, Stats};
 use crate::time::Time;
+use crate::watchdog::Watchdog;
 
 /// Which of the engines of this process.
 pub(crate) type EngineId = u64;
@@ -51,6 +52,7 @@ pub struct Engine {
     doorbells: Vec<Arc<Doorbell<EventFd>>>,
     counters: Vec<Arc<CachePadded<ShardCounters>>>,
     threads: Vec<JoinHandle<()>>,
+    watchdog: Option<Watchdog>,
     endpoint: Option<SocketAddr>,
     runtime: RuntimeKind,
     fallback: Option<String>,
@@ -132,6 +134,7 @@ impl Engine {
         for inbox in &self.shared.inboxes {
             inbox.close();
         }
+        self.watchdog = None;
     }
 
     pub(crate) fn start(plan: Plan) -> Result<Self, StartError> {
@@ -146,15 +149,17 @@ impl Engine {
             control,
             doorbells,
             counters,
+            pulses,
             shared,
-            ..
         } = plan;
         let endpoint = match &listener {
             Some(listener) => Some(local_endpoint(listener).map_err(StartError::Listen)?),
             None => None,
         };
+        let watchdog = Some(Watchdog::start(shared.clone(), pulses).map_err(StartError::Thread)?);
+        let threads = Vec::new();
         let mut engine =
-            Self { shared, control, doorbells, counters, threads: Vec::new(), endpoint, runtime, fallback };
+            Self { shared, control, doorbells, counters, threads, watchdog, endpoint, runtime, fallback };
         let (report, reports) = mpsc::channel::<Result<(), StartError>>();
         let mut listener = listener;
         for (seed, cpu) in seeds.into_iter().zip(cores) {

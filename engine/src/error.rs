@@ -103,6 +103,10 @@ reasons! {
         Layout = 8 => "every connected node that handles this message was built with another layout of it; the log names the field",
         /// The message could not be archived.
         Unarchivable = 9 => "the message could not be archived; its `Serialize` reported an error",
+        /// The thread that wanted to block is a shard.
+        OnShard = 10 => "this thread is a shard and must not block; use `ctx.send(..).await` in an async handler",
+        /// The shards that handle the message are stuck.
+        Stuck = 11 => "every shard that could handle it has been busy with one message for over a second; the log names that message",
     }
 }
 

@@ -74,6 +74,8 @@ mod stats;
 mod tasks;
 #[cfg(not(catga_loom))]
 mod time;
+#[cfg(not(catga_loom))]
+mod watchdog;
 
 #[doc(hidden)]
 pub use catga_codec::__codec;

@@ -36,8 +36,12 @@ pub const RING_BYTES_MIN: usize = 16 * 1024;
 /// Frames taken from one ring in one turn, so that no neighbour can starve the rest of the turn.
 pub const RING_BATCH_FRAMES: usize = 512;
 
-/// Calls from foreign threads that may wait for one shard. A full inbox ends a call at once as `NotSent(Full)`.
+/// Calls from foreign threads that may wait for one shard. A full inbox makes a call wait within its deadline; as many may wait.
 pub const INBOX_CALLS: usize = 4096;
+
+/// Calls from foreign threads in flight, of one engine; one more ends at once as `NotSent(TooManyCalls)`. Each that was ever
+/// in flight at once costs about 500 bytes, which are kept for the next.
+pub const CLIENT_CALLS_MAX: usize = 16 * 1024;
 
 /// Messages that a shard's own handlers may have queued for handlers of the same shard.
 /// A full queue refuses a request as overloaded and drops an event with a count.
@@ -79,9 +83,20 @@ pub const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// How long one attempt to connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A turn that takes longer is a stall: it is counted, and the watchdog logs which message it is about.
+pub const STALL: Duration = Duration::from_millis(100);
+
+/// After a turn as long as this its shard gets no new work, until it has ended.
+pub const STUCK: Duration = Duration::from_secs(1);
+
+/// The watchdog looks at the shards this often.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(25);
+
 /// How long a dropped engine drains before what is left is refused.
 pub const DROP_DRAIN: Duration = Duration::from_millis(500);
 
+const _: () =
+    assert!(WATCH_INTERVAL.as_nanos() * 2 < STALL.as_nanos() && STALL.as_nanos() < STUCK.as_nanos());
 const _: () = assert!(POOLED_SMALL_BYTES >= REPLY_FRAME_BYTES);
 const _: () = assert!(POOLED_SMALL_BYTES.is_multiple_of(FRAME_ALIGN_BYTES));
 const _: () = assert!(RING_BYTES_MIN >= 2 * FRAME_INLINE_BYTES && RING_BYTES_MIN.is_power_of_two());

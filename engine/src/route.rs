@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use catga_codec::{Contract, MessageId, TypeIndex};
+use catga_discovery::sync::atomic::{AtomicU64, Ordering};
 
 use crate::builder::{Declared, StartError};
+use crate::limits::SHARDS_MAX;
 use crate::service::Declaration;
 
 /// The shards that handle one message.
@@ -71,6 +73,41 @@ pub(crate) struct RouteTable {
     events: Vec<Option<Shards>>,
     by_id: ByMessage<TypeIndex>,
     contracts: Vec<Contract>,
+    pub(crate) stuck: Stuck,
+}
+
+/// The shards that are out of use because one message has kept them busy for too long. Written by the watchdog alone, and
+/// hardly ever, so that looking costs a read of a line that every core has.
+#[derive(Debug, Default)]
+pub(crate) struct Stuck([AtomicU64; SHARDS_MAX / 64]);
+
+impl Stuck {
+    #[inline]
+    pub(crate) fn contains(&self, shard: u16) -> bool {
+        // Relaxed: nothing hangs on when it is seen.
+        self.0[usize::from(shard / 64)].load(Ordering::Relaxed) >> (shard % 64) & 1 != 0
+    }
+
+    pub(crate) fn set(&self, shard: u16, stuck: bool) {
+        let (word, bit) = (&self.0[usize::from(shard / 64)], 1 << (shard % 64));
+        if stuck {
+            word.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            word.fetch_and(!bit, Ordering::Relaxed)
+        }; // as above
+    }
+
+    /// Round robin over the shards that are not stuck.
+    #[inline]
+    pub(crate) fn next_of(&self, shards: &[u16], turn: usize) -> Option<u16> {
+        let first = if let [shard] = shards { *shard } else { shards[turn % shards.len()] };
+        if !self.contains(first) {
+            return Some(first);
+        }
+        (1..shards.len())
+            .map(|step| shards[turn.wrapping_add(step) % shards.len()])
+            .find(|&shard| !self.contains(shard))
+    }
 }
 
 impl RouteTable {
@@ -133,6 +170,13 @@ impl RouteTable {
     #[inline]
     pub(crate) fn index_of(&self, id: MessageId) -> Option<u32> {
         self.by_id.get(&id).copied().map(TypeIndex::get)
+    }
+
+    /// The name of the message with this type index, for logs.
+    pub(crate) fn name_of(&self, index: u32) -> Option<&str> {
+        let (id, _) = self.by_id.iter().find(|(_, known)| known.get() == index)?;
+        let contract = self.contracts.iter().find(|contract| contract.id == *id)?;
+        Some(&contract.name)
     }
 
     /// How many messages have handlers.

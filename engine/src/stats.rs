@@ -25,7 +25,8 @@ impl Counter {
         self.0.store(value, Ordering::Relaxed); // as in `add`
     }
 
-    fn read(&self) -> u64 {
+    #[inline]
+    pub(crate) fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed) // partners with `add` and `set`
     }
 }
@@ -110,6 +111,26 @@ counters! {
     calls_live,
     /// Async handlers running now.
     tasks_running,
+    /// Calls of this shard's handlers, and calls passed on for others, that ended with a reply.
+    calls_replied,
+    /// Of these calls, those that the handler rejected.
+    calls_rejected,
+    /// Those that never left.
+    calls_not_sent,
+    /// Those that were turned away where they arrived.
+    calls_refused,
+    /// Those that left and had no answer.
+    calls_unknown,
+    /// Those whose handler failed.
+    calls_failed,
+    /// Turns of 100 ms and more.
+    stalls,
+    /// The longest turn, in microseconds; as long as the shard does not sleep in between.
+    turn_us_max,
+    /// The most bytes that waited in one ring into this shard.
+    ring_bytes_max,
+    /// The most calls and events of foreign threads that waited for this shard.
+    inbox_calls_max,
 }
 
 /// The counters of an engine, one set for each shard.

@@ -39,6 +39,11 @@ thread_local! {
     static TURN_OF: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Whether a shard's turn runs on this thread just now.
+pub(crate) fn on_a_shard() -> bool {
+    TURN_OF.get() != 0
+}
+
 /// Woken tasks of one shard. Any thread may push; only the shard pops.
 pub(crate) struct Ready {
     woken: ArrayQueue<TaskId>,

@@ -69,6 +69,28 @@ impl Time {
     }
 }
 
+/// What foreign threads take the time from.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Clock {
+    /// The real one.
+    #[default]
+    Real,
+    /// The simulation's: nanoseconds.
+    #[cfg(test)]
+    Virtual(std::sync::Arc<std::sync::atomic::AtomicU64>),
+}
+
+impl Clock {
+    #[inline]
+    pub(crate) fn now(&self) -> Time {
+        match self {
+            Self::Real => Time::read(),
+            #[cfg(test)]
+            Self::Virtual(nanoseconds) => Time(nanoseconds.load(std::sync::atomic::Ordering::Relaxed)),
+        }
+    }
+}
+
 impl std::ops::Add<Duration> for Time {
     type Output = Self;
     #[inline]

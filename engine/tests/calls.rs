@@ -360,7 +360,7 @@ fn a_deadline_of_zero_is_over_before_it_begins() {
 }
 
 #[test]
-fn a_full_inbox_refuses_at_once() {
+fn a_full_inbox_makes_calls_wait_within_their_deadline() {
     let (open, blocked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let gate = (open.clone(), blocked.clone());
     let engine = Engine::builder()
@@ -381,11 +381,14 @@ fn a_full_inbox_refuses_at_once() {
     for call in &mut waiting {
         assert!(call.as_mut().poll(&mut cx).is_pending());
     }
-    let refused = block_on(client.send(&give).within(LONG));
-    assert_eq!(refused.unwrap_err(), CallError::NotSent(NotSent::Full));
+    let late = block_on(client.send(&give).within(Duration::from_millis(20)));
+    assert_eq!(late.unwrap_err(), CallError::NotSent(NotSent::Deadline));
+    let mut patient = Box::pin(client.send(&give).within(LONG));
+    assert!(patient.as_mut().poll(&mut cx).is_pending());
     open.store(true, Ordering::SeqCst);
     assert!(block_on(blocks).is_ok());
     assert!(block_on(join_all(waiting)).iter().all(Result::is_ok), "those who got in are all served");
+    assert!(block_on(patient).is_ok(), "and who waited for room, too");
 }
 
 struct Fragile;

@@ -402,6 +402,23 @@ impl<F> CallTable<F> {
         }
     }
 
+    /// Gives up every forwarded call whose answer `gone` says that nobody wants. Says where those went that have left.
+    pub(crate) fn give_up_where(
+        &mut self,
+        mut gone: impl FnMut(&F) -> bool,
+        mut given_up: impl FnMut(CallId, Target),
+    ) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if matches!(&slot.waiter, Waiter::Forward(to) if gone(to)) {
+                let id = CallId::new(index as u32, slot.generation);
+                if let Some(target) = self.abandon(id) {
+                    given_up(id, target);
+                }
+            }
+        }
+    }
+
     /// Ends every call for which `lost` names an ending.
     pub(crate) fn end_where(
         &mut self,

@@ -84,7 +84,7 @@ async fn park(shard: &mut Shard, now: Time, wait: &mut impl Wait) {
     if shard.may_sleep() {
         let timeout = shard.sleep_max(now);
         if !timeout.is_zero() {
-            shard.count_park();
+            shard.rest();
             if let Err(error) = wait.wait(timeout).await {
                 tracing::error!(%error, "a shard cannot wait; it spins instead");
             }

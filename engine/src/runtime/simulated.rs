@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ use crate::engine::RuntimeKind;
 use crate::runtime::Token;
 use crate::shard::core::Core;
 use crate::shard::{Control, Shard, Turn};
-use crate::time::Time;
+use crate::time::{Clock, Time};
 use crate::{Builder, Engine};
 
 /// A shard is held up (by a long handler, by the system) for at most so long.
@@ -99,6 +100,8 @@ pub(crate) struct Simulation {
     pub(crate) steps: u64,
     nodes: Vec<SimulatedNode>,
     outside: Vec<Work>,
+    /// The time as foreign threads read it.
+    clock: Arc<AtomicU64>,
     trace: u64,
     tokens: Vec<Token>,
 }
@@ -115,6 +118,7 @@ impl Simulation {
             steps: 0,
             nodes: Vec::new(),
             outside: Vec::new(),
+            clock: Arc::default(),
             trace: seed,
             tokens: Vec::new(),
         }
@@ -160,7 +164,9 @@ impl Simulation {
         *starts += 1;
         // Cores are not pinned here; shards may be more than there are.
         let builder = Engine::builder().shards(description.shards);
-        let plan = (description.describe)(builder).plan(RuntimeKind::Epoll, None).unwrap();
+        let mut plan = (description.describe)(builder).plan(RuntimeKind::Epoll, None).unwrap();
+        let shared = Arc::get_mut(&mut plan.shared).expect("nobody has a client yet");
+        shared.clock = Clock::Virtual(self.clock.clone());
         let list =
             List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
         network.borrow().listen(description.endpoint);
@@ -325,7 +331,9 @@ impl Simulation {
             Rest::Held(until) => [Some(until), None],
             Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens)],
         });
-        events.flatten().filter(|at| *at > self.now).min()
+        let deadlines = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        let deadlines = deadlines.map(|running| running.client.calls().earliest());
+        events.flatten().chain(deadlines).filter(|at| *at > self.now).min()
     }
 
     /// What `drive` does with a shard in one round.
@@ -352,6 +360,7 @@ impl Simulation {
                 shard.doorbell().awake();
                 shard.look_at_sockets(now);
             } else {
+                shard.rest();
                 simulated.rest = Rest::Asleep(now + timeout);
             }
         }
@@ -366,6 +375,10 @@ impl Simulation {
     }
 
     fn poll_outside(&mut self) {
+        self.clock.store(self.now.as_nanos(), Ordering::Relaxed);
+        for running in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
+            running.client.calls().expire(self.now); // what the watchdog does
+        }
         let mut cx = TaskContext::from_waker(Waker::noop());
         self.outside.retain_mut(|work| work.as_mut().poll(&mut cx) == Poll::Pending);
     }

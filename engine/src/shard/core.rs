@@ -26,10 +26,12 @@ use crate::limits::LOCAL_QUEUE_MESSAGES;
 use crate::pool;
 use crate::route::{Placement, RouteTable};
 use crate::service::{Incoming, Listen, Serve};
+use crate::shard::Seed;
 use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
 use crate::time::Time;
+use crate::watchdog::Pulse;
 
 /// The handlers of one shard, by the type index of their message.
 #[derive(Default)]
@@ -78,6 +80,8 @@ pub(crate) struct Core {
     pub(crate) shard: ShardId,
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
+    /// For the watchdog.
+    pub(crate) pulse: Arc<CachePadded<Pulse>>,
     pub(crate) calls: RefCell<CallTable<ReplyTo>>,
     pub(crate) mesh: RefCell<Vec<Option<Outgoing>>>,
     pub(crate) lanes: RefCell<Lanes>,
@@ -96,23 +100,16 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(
-        shard: ShardId,
-        routes: Arc<RouteTable>,
-        counters: Arc<CachePadded<ShardCounters>>,
-        mesh: Vec<Option<Outgoing>>,
-        lanes: Lanes,
-        calls_max: u32,
-        deadline: Duration,
-    ) -> Rc<Self> {
+    pub(crate) fn new(seed: &Seed, mesh: Vec<Option<Outgoing>>, lanes: Lanes) -> Rc<Self> {
         Rc::new(Self {
-            shard,
-            routes,
-            counters,
-            calls: RefCell::new(CallTable::new(calls_max)),
+            shard: seed.id,
+            routes: seed.routes.clone(),
+            counters: seed.counters.clone(),
+            pulse: seed.pulse.clone(),
+            calls: RefCell::new(CallTable::new(seed.calls_max)),
             mesh: RefCell::new(mesh),
             lanes: RefCell::new(lanes),
-            deadline,
+            deadline: seed.deadline,
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
@@ -120,7 +117,7 @@ impl Core {
             here: RefCell::new(VecDeque::new()),
             forming: RefCell::new(VecDeque::new()),
             cancelled_here: RefCell::new(Vec::new()),
-            next: Cell::new(usize::from(shard.0)),
+            next: Cell::new(usize::from(seed.id.0)),
             stopping: Cell::new(false),
         })
     }
@@ -163,9 +160,16 @@ impl Core {
     ) -> Destination {
         match self.routes.request(index).map(|shards| shards.place(key)) {
             Some(Placement::Owner(shard)) if shard == self.shard.0 => Destination::Here,
-            Some(Placement::Owner(shard)) => Destination::Shard(shard),
             Some(Placement::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
-            Some(Placement::AnyOf(shards)) => Destination::Shard(self.next_of(shards)),
+            Some(Placement::Owner(shard)) if self.routes.stuck.contains(shard) => {
+                Destination::Nowhere(NotSent::Stuck)
+            }
+            Some(Placement::Owner(shard)) => Destination::Shard(shard),
+            Some(Placement::AnyOf(shards)) => self
+                .routes
+                .stuck
+                .next_of(shards, self.turn())
+                .map_or(Destination::Nowhere(NotSent::Stuck), Destination::Shard),
             None => contract
                 .map_or(Destination::Nowhere(NotSent::NoHandler), |contract| self.lane_for(id, contract)),
         }
@@ -181,15 +185,12 @@ impl Core {
         }
     }
 
-    /// Round robin.
+    /// A ticket for round robin.
     #[inline]
-    fn next_of(&self, shards: &[u16]) -> u16 {
-        if let [shard] = shards {
-            return *shard;
-        }
+    fn turn(&self) -> usize {
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
-        shards[turn % shards.len()]
+        turn
     }
 
     /// Tries to send a request. `slot` is the call's slot if it waited before; else one is opened with `open` if the
@@ -222,9 +223,7 @@ impl Core {
         }
         let granted = slot.is_some();
         let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
-        let Some(call) = opened else {
-            return Attempt::Ended(Ending::NotSent(NotSent::TooManyCalls), None);
-        };
+        let Some(call) = opened else { return self.give_up(None, NotSent::TooManyCalls) };
         let header = request_header(request, call, now.micros_until(deadline));
         let no_room = match destination {
             Destination::Shard(shard) => {
@@ -268,6 +267,7 @@ impl Core {
         if let Some(call) = slot {
             self.calls.borrow_mut().abandon(call);
         }
+        self.counters.calls_not_sent.add(1);
         Attempt::Ended(Ending::NotSent(reason), None)
     }
 
@@ -287,9 +287,12 @@ impl Core {
         }
         let mut answer = pool::take();
         let ctx = Context::new(self.clone(), deadline);
+        let before = self.pulse.at(R::type_index().get());
         let ending = handler.serve_inline(Incoming::of(&scratch)?, &ctx, &mut answer)?;
+        self.pulse.at(before);
         drop(scratch);
         self.counters.calls_here.add(1);
+        self.count_ending(ending);
         self.after_handler();
         Some(Attempt::Ended(ending, Some(answer)))
     }

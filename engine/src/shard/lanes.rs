@@ -3,7 +3,7 @@
 use catga_codec::{ForeignFrame, Kind};
 
 use crate::call::table::{Ending, LaneKey, Target, Wake};
-use crate::client::Inbound;
+use crate::client::inbox::Inbound;
 use crate::context::Context;
 use crate::error::{NotSent, Unknown};
 use crate::lane::io::Ended;
@@ -181,10 +181,12 @@ impl Core {
         self.calls.borrow_mut().end_where(
             |target| match target {
                 Some(Target::Lane { lane, offset }) if lane == key => {
-                    Some(match self.lanes.borrow_mut().fate(key, offset) {
+                    let ending = match self.lanes.borrow_mut().fate(key, offset) {
                         Fate::NotSent | Fate::NotTaken => Ending::NotSent(NotSent::LaneLost),
                         Fate::Unknown => Ending::Unknown(Unknown::LaneLost),
-                    })
+                    };
+                    self.count_ending(ending);
+                    Some(ending)
                 }
                 _ => None,
             },

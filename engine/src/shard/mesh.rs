@@ -70,6 +70,8 @@ pub(crate) struct Arrivals {
     requests: Consumer,
     answers: Consumer,
     gather: Gather,
+    /// The most that was found waiting in one of the rings.
+    bytes_max: u64,
     large_requests: SideQueue,
     large_answers: SideQueue,
 }
@@ -240,6 +242,7 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
         requests: answers.requests,
         answers: asks.answers,
         gather: Gather::default(),
+        bytes_max: 0,
         large_requests: answers.large_requests,
         large_answers: asks.large_answers,
     };
@@ -423,7 +426,9 @@ impl Arrivals {
         take: impl FnMut(Header, Arrived<'_>),
     ) -> usize {
         self.answers.refresh();
-        if !self.gather.is_due(self.answers.pending_bytes(), unanswered) {
+        let pending = self.answers.pending_bytes();
+        self.bytes_max = self.bytes_max.max(pending);
+        if !self.gather.is_due(pending, unanswered) {
             return 0;
         }
         drain(&mut self.answers, &self.large_answers, limit, take)
@@ -432,7 +437,13 @@ impl Arrivals {
     /// Hands each request, cancel and event that has come to `take`, at most `limit` of them. Returns how many.
     pub(crate) fn requests(&mut self, limit: usize, take: impl FnMut(Header, Arrived<'_>)) -> usize {
         self.requests.refresh();
+        self.bytes_max = self.bytes_max.max(self.requests.pending_bytes());
         drain(&mut self.requests, &self.large_requests, limit, take)
+    }
+
+    /// The most bytes that waited in one of the two rings when it was looked at.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
     }
 
     /// Whether something waits in one of the rings; looks at the other side's cursors.

@@ -20,7 +20,7 @@ use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::call::table::LaneKey;
-use crate::client::Inbox;
+use crate::client::inbox::Inbox;
 use crate::context::{Context, ShardId};
 use crate::lane::io::{Ended, LaneSetup, Lanes};
 use crate::ring::doorbell::{Doorbell, EventFd};
@@ -32,6 +32,7 @@ use crate::shard::mesh::{Arrivals, Ends};
 use crate::stats::ShardCounters;
 use crate::tasks::Ready;
 use crate::time::Time;
+use crate::watchdog::Pulse;
 
 /// What the engine's handle tells all its shards.
 #[derive(Debug, Default)]
@@ -66,6 +67,7 @@ pub(crate) struct Seed {
     pub(crate) id: ShardId,
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) counters: Arc<CachePadded<ShardCounters>>,
+    pub(crate) pulse: Arc<CachePadded<Pulse>>,
     pub(crate) ends: Ends,
     pub(crate) inboxes: Box<[Arc<Inbox>]>,
     pub(crate) doorbell: Arc<Doorbell<EventFd>>,
@@ -88,6 +90,8 @@ pub(crate) struct Shard {
     world: Box<dyn World>,
     /// When tasks were last looked over for expiry.
     tasks_swept: Time,
+    /// When the last turn began, if the shard has not slept since.
+    turned: Option<Time>,
     /// When the world was last asked which sockets are ready.
     polled: Time,
     tokens: Vec<Token>,
@@ -99,14 +103,14 @@ pub(crate) struct Shard {
 
 impl Shard {
     pub(crate) fn new(
-        seed: Seed,
+        mut seed: Seed,
         handlers: impl FnOnce(&Rc<Core>) -> Handlers,
         world: Box<dyn World>,
     ) -> Self {
-        let Seed { id, routes, counters, ends, inboxes, doorbell, bind, control, lanes, calls_max, deadline } =
-            seed;
-        let lanes = Lanes::new(id.0, lanes);
-        let core = Core::new(id, routes, counters, ends.outgoing, lanes, calls_max, deadline);
+        let lanes = Lanes::new(seed.id.0, seed.lanes.take());
+        let outgoing = std::mem::take(&mut seed.ends.outgoing);
+        let core = Core::new(&seed, outgoing, lanes);
+        let Seed { ends, inboxes, doorbell, bind, control, .. } = seed;
         core.install(handlers(&core));
         Self {
             ctx: Context::new(core.clone(), Time::NEVER),
@@ -118,6 +122,7 @@ impl Shard {
             control,
             world,
             tasks_swept: Time::ZERO,
+            turned: None,
             polled: Time::ZERO,
             tokens: Vec::new(),
             due: Vec::new(),
@@ -147,6 +152,7 @@ impl Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
+        self.core.pulse.rest();
         // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
         self.inbox().close();
     }

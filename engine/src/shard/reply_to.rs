@@ -7,7 +7,7 @@
 use catga_codec::CallId;
 
 use crate::call::table::LaneKey;
-use crate::client::Promise;
+use crate::client::completion::Promise;
 
 /// Where an answer goes.
 #[derive(Debug, Default)]
@@ -23,4 +23,11 @@ pub(crate) enum ReplyTo {
     Lane { lane: LaneKey, call: CallId },
     /// To a foreign thread.
     Client(Promise),
+}
+
+impl ReplyTo {
+    /// Whether it is a foreign thread that does not wait any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        matches!(self, Self::Client(promise) if promise.is_given_up())
+    }
 }

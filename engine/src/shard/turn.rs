@@ -6,10 +6,10 @@
 
 use crate::call::table::Ending;
 use crate::call::table::Wake;
-use crate::client::Inbound;
+use crate::client::inbox::Inbound;
 use crate::error::{NotSent, Unknown};
 use crate::lane::close::CloseReason;
-use crate::limits::{EXPIRY_SWEEP, RING_BATCH_FRAMES};
+use crate::limits::{EXPIRY_SWEEP, RING_BATCH_FRAMES, STALL};
 use crate::runtime::Token;
 use crate::service::Incoming;
 use crate::shard::Shard;
@@ -39,7 +39,8 @@ impl Shard {
     pub(crate) fn turn(&mut self, now: Time) -> Turn {
         let _inside = self.ready.enter();
         self.core.set_now(now);
-        self.core.counters.turns.add(1);
+        self.core.pulse.begin(now);
+        self.note_last_turn(now);
         let mut done = 0;
         done += self.take_answers();
         done += self.take_requests();
@@ -53,6 +54,29 @@ impl Shard {
         self.publish();
         self.stop_if_drained(now);
         if done > 0 { Turn::Busy } else { Turn::Idle }
+    }
+
+    /// Counts the turn before this one.
+    #[inline]
+    fn note_last_turn(&mut self, now: Time) {
+        let counters = &self.core.counters;
+        counters.turns.add(1);
+        if let Some(began) = self.turned.replace(now) {
+            let lasted = now.since(began);
+            if lasted > Duration::from_micros(counters.turn_us_max.read() + 1) {
+                counters.turn_us_max.set(lasted.as_micros() as u64);
+            }
+            if lasted >= STALL {
+                counters.stalls.add(1);
+            }
+        }
+    }
+
+    /// The shard goes to sleep: the time until its next turn is no turn's.
+    pub(crate) fn rest(&mut self) {
+        self.turned = None;
+        self.core.pulse.rest();
+        self.core.counters.parks.add(1);
     }
 
     fn take_answers(&mut self) -> usize {
@@ -95,8 +119,15 @@ impl Shard {
         if self.inbox().is_empty() {
             return 0;
         }
-        for taken in 0..QUEUE_BATCH {
-            let Some(inbound) = self.inbox().pop() else { return taken };
+        let waiting = self.inbox().len() as u64;
+        if waiting > self.core.counters.inbox_calls_max.read() {
+            self.core.counters.inbox_calls_max.set(waiting);
+        }
+        let mut taken = 0;
+        while taken < QUEUE_BATCH
+            && let Some(inbound) = self.inbox().pop()
+        {
+            taken += 1;
             match inbound {
                 Inbound::Call(promise) => self.core.take_call(promise, &mut self.ctx),
                 Inbound::Event(frame) => {
@@ -112,7 +143,8 @@ impl Shard {
                 }
             }
         }
-        QUEUE_BATCH
+        self.inbox().made_room(taken);
+        taken
     }
 
     fn poll_tasks(&mut self) -> usize {
@@ -124,6 +156,7 @@ impl Shard {
             let handler =
                 self.core.handlers().and_then(|all| all.requests.get(task.route as usize)?.as_deref());
             if let Some(handler) = handler {
+                self.core.pulse.at(task.route);
                 handler.poll_task(task.slot, &self.ctx);
                 self.core.after_handler();
             }
@@ -138,6 +171,10 @@ impl Shard {
             self.core.calls.borrow_mut().expire(now, |wake, sent| ended.push((wake, sent)));
             for (wake, sent) in ended {
                 self.core.counters.calls_expired.add(1);
+                self.core.count_ending(match sent {
+                    None => Ending::NotSent(NotSent::Deadline),
+                    Some(_) => Ending::Unknown(Unknown::Deadline),
+                });
                 self.core.wake(wake);
                 if let Some((call, target)) = sent {
                     self.core.cancel(call, target);
@@ -148,8 +185,13 @@ impl Shard {
             self.tasks_swept = now;
             self.core.end_tasks(&self.ctx, |_, deadline| deadline <= now);
             self.core.publish_gauges();
+            let marks = self.arrivals.iter().flatten().map(|arrivals| arrivals.bytes_max());
+            self.core.counters.ring_bytes_max.set(marks.max().unwrap_or(0));
         }
         self.core.end_cancelled(&self.ctx);
+        if self.inbox().take_given_up() {
+            self.core.end_given_up(&self.ctx);
+        }
     }
 
     /// Lets calls that waited for room try again, as far as there is room now.
@@ -211,10 +253,12 @@ impl Shard {
         let mut ended: Vec<Wake<ReplyTo>> = Vec::new();
         self.core.calls.borrow_mut().end_where(
             |target| {
-                Some(match target {
+                let ending = match target {
                     None => Ending::NotSent(NotSent::Stopping),
                     Some(_) => Ending::Unknown(Unknown::Stopped),
-                })
+                };
+                self.core.count_ending(ending);
+                Some(ending)
             },
             |wake| ended.push(wake),
         );
@@ -227,6 +271,7 @@ impl Shard {
     /// Whether the shard may sleep: nothing waits for it. Called after [`prepare_sleep`](crate::ring::doorbell::Doorbell).
     pub(crate) fn may_sleep(&mut self) -> bool {
         self.inbox().is_empty()
+            && !self.inbox().has_given_up()
             && self.ready.is_empty()
             && !self.core.has_work_here()
             && !self.arrivals.iter_mut().flatten().any(|arrivals| arrivals.pending())
@@ -274,9 +319,5 @@ impl Shard {
     pub(crate) fn flush_all(&mut self, now: Time) {
         let written = self.core.lanes.borrow_mut().flush(&mut *self.world, now, true);
         self.core.counters.lane_writes.add(written);
-    }
-
-    pub(crate) fn count_park(&self) {
-        self.core.counters.parks.add(1);
     }
 }

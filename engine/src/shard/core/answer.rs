@@ -23,8 +23,24 @@ impl Core {
     pub(crate) fn complete(&self, call: CallId, ending: Ending, fill: impl FnOnce(&mut OwnedFrame)) {
         let woken = self.calls.borrow_mut().complete(call, ending, fill);
         match woken {
-            Some(wake) => self.wake(wake),
+            Some(wake) => {
+                self.count_ending(ending);
+                self.wake(wake);
+            }
             None => self.counters.answers_late.add(1),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn count_ending(&self, ending: Ending) {
+        let counters = &self.counters;
+        match ending {
+            Ending::Reply => counters.calls_replied.add(1),
+            Ending::Rejected => counters.calls_rejected.add(1),
+            Ending::NotSent(_) => counters.calls_not_sent.add(1),
+            Ending::Refused(_) => counters.calls_refused.add(1),
+            Ending::Unknown(_) => counters.calls_unknown.add(1),
+            Ending::Failed(_) => counters.calls_failed.add(1),
         }
     }
 

@@ -6,7 +6,8 @@ use super::{Core, Here};
 
 use catga_codec::{Event, Header, Kind, LocalFrame, OwnedFrame};
 
-use crate::client::{Promise, event_header};
+use crate::client::completion::Promise;
+use crate::client::event_header;
 use crate::context::Context;
 use crate::error::Refusal;
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
@@ -54,10 +55,11 @@ impl Core {
             self.counters.expired.add(1);
             return self.refuse(to, Refusal::Expired);
         }
-        let Some(handler) = index.and_then(|index| self.handler(index)) else {
+        let Some((index, handler)) = index.and_then(|index| Some((index, self.handler(index)?))) else {
             return self.refuse(to, Refusal::NoHandler);
         };
         ctx.set_deadline(deadline);
+        self.pulse.at(index);
         self.counters.handled.add(1);
         handler.serve(incoming, ctx, to);
         self.after_handler();
@@ -121,11 +123,11 @@ impl Core {
 
     /// Hands an event to this shard's listeners.
     pub(crate) fn listen(&self, incoming: Incoming<'_>, ctx: &mut Context) {
-        let listeners = self
-            .index_of(&incoming.header(), &incoming)
-            .zip(self.handlers.get())
-            .and_then(|(index, handlers)| handlers.events.get(index as usize))
-            .map_or(&[][..], Vec::as_slice);
+        let index = self.index_of(&incoming.header(), &incoming).unwrap_or(0);
+        let handlers = self.handlers.get();
+        let listeners =
+            handlers.and_then(|handlers| handlers.events.get(index as usize)).map_or(&[][..], Vec::as_slice);
+        self.pulse.at(index);
         ctx.set_deadline(self.now() + self.deadline);
         for listener in listeners {
             let outcome = listener.listen(incoming, ctx);
@@ -228,6 +230,19 @@ impl Core {
         self.handlers.get().map_or(0, |handlers| handlers.requests.iter().map(running).sum())
     }
 
+    /// Ends what was taken on for foreign calls that nobody waits for any more.
+    #[cold]
+    pub(crate) fn end_given_up(&self, ctx: &Context) {
+        self.end_tasks(ctx, |to, _| to.is_given_up());
+        let mut ended = Vec::new();
+        self.calls
+            .borrow_mut()
+            .give_up_where(ReplyTo::is_given_up, |call, target| ended.push((call, target)));
+        for (call, target) in ended {
+            self.cancel(call, target);
+        }
+    }
+
     /// Ends the tasks whose callers on this shard gave them up.
     pub(crate) fn end_cancelled(&self, ctx: &Context) {
         let cancelled = std::mem::take(&mut *self.cancelled_here.borrow_mut());
@@ -238,16 +253,17 @@ impl Core {
 
     /// A foreign call, taken out of the inbox.
     pub(crate) fn take_call(&self, mut promise: Promise, ctx: &mut Context) {
-        let Some((frame, contract)) = promise.take_request() else { return };
+        let Some((frame, terms)) = promise.take_request() else {
+            return self.counters.cancels.add(1);
+        };
         let Some(header) = frame.header() else { return };
-        let deadline = self.now().after_micros(header.remaining_us);
         let mut to = ReplyTo::Client(promise);
         match frame.local() {
             Some(local) if self.is_ours(&header) => {
-                self.serve(&header, Incoming::Local(local), ctx, &mut to, deadline);
+                self.serve(&header, Incoming::Local(local), ctx, &mut to, terms.deadline);
                 pool::give(frame);
             }
-            _ => self.forward(frame, to, deadline, Some(contract)),
+            _ => self.forward(frame, to, terms.deadline, Some(terms.contract)),
         }
     }
 }

@@ -1,0 +1,133 @@
+//! The way into a shard from outside: an MPMC queue, bounded, with a doorbell.
+//!
+//! Foreign threads push calls and events, other shards push lanes that they accepted. Who finds the queue full may leave a
+//! waker; the shard wakes as many as it has taken things out. A shard that stops closes its inbox before it empties it;
+//! whoever pushed too late finds it closed and empties it.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use catga_codec::OwnedFrame;
+use catga_discovery::sync::atomic::{AtomicBool, Ordering, fence};
+use crossbeam_queue::ArrayQueue;
+
+use crate::client::completion::Promise;
+use crate::lane::io::LaneIo;
+use crate::ring::doorbell::{Doorbell, EventFd};
+
+/// What comes into a shard from outside its engine's shards.
+pub(crate) enum Inbound {
+    /// A call, with its request still in the promise's box.
+    Call(Promise),
+    /// An event.
+    Event(OwnedFrame),
+    /// A lane that another shard accepted and greeted for this one.
+    Lane(Box<LaneIo>),
+}
+
+/// The MPMC way into a shard.
+pub(crate) struct Inbox {
+    queue: ArrayQueue<Inbound>,
+    /// Whom to wake when there is room again.
+    waiters: ArrayQueue<Waker>,
+    closed: AtomicBool,
+    /// Somebody has given up a call whose request the shard had taken.
+    given_up: AtomicBool,
+    doorbell: Arc<Doorbell<EventFd>>,
+}
+
+impl Inbox {
+    pub(crate) fn new(capacity: usize, doorbell: Arc<Doorbell<EventFd>>) -> Self {
+        Self {
+            queue: ArrayQueue::new(capacity),
+            waiters: ArrayQueue::new(capacity),
+            closed: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            doorbell,
+        }
+    }
+
+    /// Pushes, and wakes the shard if it sleeps. Gives the thing back if the inbox is full.
+    pub(crate) fn push(&self, inbound: Inbound) -> Result<(), Inbound> {
+        self.queue.push(inbound)?;
+        self.doorbell.ring();
+        // SeqCst: pairs with the fence in `close`. Either the closing shard's last look sees what was pushed, or this
+        // load sees that it is closed.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            self.empty();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pop(&self) -> Option<Inbound> {
+        self.queue.pop()
+    }
+
+    /// Has `waker` woken when there is room, or says that too many wait already. Push once more afterwards: room that was
+    /// made before wakes nobody.
+    pub(crate) fn wait(&self, waker: &Waker) -> bool {
+        self.waiters.push(waker.clone()).is_ok()
+    }
+
+    /// There is room for so many more: wakes as many of those who wait.
+    pub(crate) fn made_room(&self, mut count: usize) {
+        while count > 0
+            && let Some(waiter) = self.waiters.pop()
+        {
+            waiter.wake();
+            count -= 1;
+        }
+    }
+
+    /// Tells the shard that there is a call which nobody waits for any more.
+    pub(crate) fn give_up(&self) {
+        // Release: pairs with the Acquire in `take_given_up`. What says which call it is was written before.
+        self.given_up.store(true, Ordering::Release);
+        self.doorbell.ring();
+    }
+
+    /// Whether calls were given up since this was asked last.
+    pub(crate) fn take_given_up(&self) -> bool {
+        // Most of the time nobody has; looking takes no locked instruction.
+        self.has_given_up() && self.given_up.swap(false, Ordering::Acquire) // pairs with `give_up`
+    }
+
+    /// Whether calls were given up.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed) // `take_given_up` synchronises
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        // Acquire: pairs with the Release in `close`.
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// No more: what is in the queue, or comes too late, is told that the engine is stopping.
+    pub(crate) fn close(&self) {
+        // Release: pairs with the Acquire in `is_closed`; the fence pairs with the one in `push`.
+        self.closed.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.empty();
+    }
+
+    fn empty(&self) {
+        // Dropping a promise tells its caller.
+        while self.queue.pop().is_some() {}
+        self.made_room(usize::MAX);
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("waiting", &self.queue.len()).finish_non_exhaustive()
+    }
+}
