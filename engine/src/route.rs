@@ -176,7 +176,7 @@ impl RouteTable {
     pub(crate) fn name_of(&self, index: u32) -> Option<&str> {
         let (id, _) = self.by_id.iter().find(|(_, known)| known.get() == index)?;
         let contract = self.contracts.iter().find(|contract| contract.id == *id)?;
-        Some(&contract.name)
+        Some(contract.name)
     }
 
     /// How many messages have handlers.
