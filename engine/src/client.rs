@@ -20,6 +20,7 @@ use catga_discovery::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::atomic::AtomicCell;
 
+use crate::broadcast::ClientBroadcast;
 use crate::call::table::Ending;
 use crate::engine::EngineId;
 use crate::error::{CallError, NotSent, PublishError, Unknown};
@@ -28,6 +29,7 @@ use crate::pool;
 use crate::reply::{Reply, conclude};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::{Placement, RouteTable};
+use crate::shard::core::Manner;
 
 /// What comes into a shard from outside its engine's shards.
 pub(crate) enum Inbound {
@@ -104,11 +106,13 @@ struct Parcel {
     frame: Option<OwnedFrame>,
     /// What the sender means by the message, to be compared with what a node means by it.
     contract: fn() -> Contract,
+    /// Whether the shard may let it wait for room.
+    may_wait: bool,
 }
 
 /// Where the answer to one foreign call is put.
 #[derive(Default)]
-struct Completion {
+pub(crate) struct Completion {
     answered: AtomicCell<Option<Box<Parcel>>>,
     waker: AtomicWaker,
 }
@@ -128,10 +132,10 @@ pub(crate) struct Promise {
 
 impl Promise {
     /// Takes the request out. From here on a lost promise means that the handler may have run.
-    pub(crate) fn take_request(&mut self) -> Option<(OwnedFrame, fn() -> Contract)> {
+    pub(crate) fn take_request(&mut self) -> Option<(OwnedFrame, fn() -> Contract, bool)> {
         let parcel = self.parcel.as_mut()?;
         parcel.ending = Ending::Unknown(Unknown::Stopped);
-        Some((parcel.frame.take()?, parcel.contract))
+        Some((parcel.frame.take()?, parcel.contract, parcel.may_wait))
     }
 
     /// Answers.
@@ -179,9 +183,9 @@ impl ClientShared {
         Self { engine, inboxes, routes, deadline, next: AtomicUsize::new(0), idle }
     }
 
-    fn inbox_for(&self, type_index: u32, key: u64) -> &Inbox {
+    fn inbox_for(&self, placement: Option<Placement<'_>>) -> &Inbox {
         let turn = || self.next.fetch_add(1, Ordering::Relaxed); // a ticket: partners with nothing
-        let shard = match self.routes.request(type_index).map(|route| route.place(key)) {
+        let shard = match placement {
             Some(Placement::Owner(shard)) => usize::from(shard),
             Some(Placement::AnyOf(shards)) => usize::from(shards[turn() % shards.len()]),
             // No shard here serves it: any one may know a node that does.
@@ -224,9 +228,89 @@ impl Client {
             client: self,
             request,
             deadline: self.shared.deadline,
-            state: Stage::Unsent,
+            manner: Manner::default(),
+            sent: false,
+            asked: None,
             _reply: PhantomData,
         }
+    }
+
+    /// As [`send`](Self::send), but never waits for room: where a bound on the way is full (the inbox, the ring behind
+    /// it, a lane) the call ends at once as [`NotSent::Full`]. It still waits for the answer.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
+        let manner = Manner { may_wait: false, ..Manner::default() };
+        ClientCall { manner, ..self.send(request) }
+    }
+
+    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard), on all shards
+    /// in parallel; the future ends in a [`Report`](crate::Report) of how that went.
+    ///
+    /// Nothing is sent before the future is polled. Cost: as [`send`](Self::send) to one of the listening shards, which
+    /// makes the broadcast: see [`Context::broadcast`](crate::Context::broadcast).
+    pub fn broadcast<'a, E: Event>(&'a self, event: &'a E) -> ClientBroadcast<'a, E> {
+        ClientBroadcast::new(self, event)
+    }
+
+    pub(crate) fn shared(&self) -> &ClientShared {
+        &self.shared
+    }
+
+    /// Puts a frame that is to be answered into the inbox of one of the shards that `placement` names.
+    pub(crate) fn ask(
+        &self,
+        placement: Option<Placement<'_>>,
+        frame: OwnedFrame,
+        contract: fn() -> Contract,
+        may_wait: bool,
+    ) -> Result<Arc<Completion>, NotSent> {
+        let shared = &self.shared;
+        let inbox = shared.inbox_for(placement);
+        if inbox.is_closed() {
+            return Err(NotSent::Stopping);
+        }
+        let sealed =
+            Parcel { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), contract, may_wait };
+        let (parcel, completion) = match shared.idle.pop() {
+            Some((mut parcel, completion)) => {
+                *parcel = sealed;
+                (parcel, completion)
+            }
+            None => (Box::new(sealed), Arc::default()),
+        };
+        let promise = Promise { parcel: Some(parcel), completion: completion.clone() };
+        match inbox.push(Inbound::Call(promise)) {
+            Ok(()) => Ok(completion),
+            Err(refused) => {
+                // The drop of the promise would tell nobody: the caller learns it here.
+                drop(refused);
+                Err(NotSent::Full)
+            }
+        }
+    }
+
+    /// Looks for the answer to what was asked; nothing is asked any more once it is there.
+    pub(crate) fn poll_answer(
+        &self,
+        asked: &mut Option<Arc<Completion>>,
+        cx: &TaskContext<'_>,
+    ) -> Poll<(Ending, Option<OwnedFrame>)> {
+        let Some(completion) = asked else {
+            return Poll::Ready((Ending::NotSent(NotSent::Stopping), None));
+        };
+        let answered = completion.answered.take().or_else(|| {
+            completion.waker.register(cx.waker());
+            completion.answered.take()
+        });
+        let Some(mut parcel) = answered else { return Poll::Pending };
+        let answer = (parcel.ending, parcel.frame.take());
+        if let Some(completion) = asked.take() {
+            // A full list of idle ones frees this one.
+            let _ = self.shared.idle.push((parcel, completion));
+        }
+        Poll::Ready(answer)
     }
 
     /// Publishes an event to every service that listens. Does not wait for them.
@@ -265,21 +349,21 @@ pub(crate) fn event_header<E: Event>(event: &E) -> Header {
 
 /// The header of a request, apart from what the encoder fills in.
 #[inline]
-pub(crate) fn request_header<R: Request>(request: &R, call: CallId, remaining_us: u32) -> Header {
+pub(crate) fn request_header<R: Request>(
+    request: &R,
+    flags: Flags,
+    call: CallId,
+    remaining_us: u32,
+) -> Header {
     let mut header = Header::new(Kind::Request);
+    header.flags = flags;
     header.call = call;
     header.remaining_us = remaining_us;
     if R::KEYED {
-        header.flags = Flags::KEYED;
+        header.flags = flags.with(Flags::KEYED);
         header.key = request.key();
     }
     header
-}
-
-enum Stage {
-    Unsent,
-    InFlight(Arc<Completion>),
-    Ended,
 }
 
 /// A call from a foreign thread: a future of the reply. Made by [`Client::send`].
@@ -288,7 +372,10 @@ pub struct ClientCall<'a, R: Request> {
     client: &'a Client,
     request: &'a R,
     deadline: Duration,
-    state: Stage,
+    manner: Manner,
+    sent: bool,
+    /// Nothing before it is sent, and once the answer has come.
+    asked: Option<Arc<Completion>>,
     _reply: PhantomData<fn() -> R>,
 }
 
@@ -308,41 +395,29 @@ impl<R: Request> ClientCall<'_, R> {
         self
     }
 
-    fn start(&mut self) -> Result<Arc<Completion>, NotSent> {
-        let shared = &self.client.shared;
+    /// Allows the request to run more than once: see [`Call::idempotent`](crate::Call::idempotent).
+    pub fn idempotent(mut self) -> Self {
+        self.manner.flags = self.manner.flags.with(Flags::IDEMPOTENT);
+        self
+    }
+
+    fn start(&self) -> Result<Arc<Completion>, NotSent> {
         if self.deadline.is_zero() {
             return Err(NotSent::Deadline);
         }
-        let inbox = shared.inbox_for(R::type_index().get(), self.request.key());
-        if inbox.is_closed() {
-            return Err(NotSent::Stopping);
-        }
         let mut frame = pool::take();
-        let remaining_us = u32::try_from(self.deadline.as_micros()).unwrap_or(u32::MAX);
-        let header = request_header(self.request, CallId::default(), remaining_us);
+        let header =
+            request_header(self.request, self.manner.flags, CallId::default(), micros(self.deadline));
         frame.encode(header, self.request).map_err(not_encoded)?;
-        let sealed = Parcel {
-            ending: Ending::NotSent(NotSent::Stopping),
-            frame: Some(frame),
-            contract: Contract::of_request::<R>,
-        };
-        let (parcel, completion) = match shared.idle.pop() {
-            Some((mut parcel, completion)) => {
-                *parcel = sealed;
-                (parcel, completion)
-            }
-            None => (Box::new(sealed), Arc::default()),
-        };
-        let promise = Promise { parcel: Some(parcel), completion: completion.clone() };
-        match inbox.push(Inbound::Call(promise)) {
-            Ok(()) => Ok(completion),
-            Err(refused) => {
-                // The drop of the promise would tell nobody: the caller learns it here.
-                drop(refused);
-                Err(NotSent::Full)
-            }
-        }
+        let routes = &self.client.shared.routes;
+        let placement = routes.request(R::type_index().get()).map(|shards| shards.place(self.request.key()));
+        self.client.ask(placement, frame, Contract::of_request::<R>, self.manner.may_wait)
     }
+}
+
+/// A time in the unit of the header, at most as long as that can say.
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// An archive that failed, as the reason a call was not sent.
@@ -358,29 +433,15 @@ impl<R: Request> Future for ClientCall<'_, R> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if matches!(this.state, Stage::Unsent) {
+        if !std::mem::replace(&mut this.sent, true) {
             match this.start() {
-                Ok(completion) => this.state = Stage::InFlight(completion),
-                Err(reason) => {
-                    this.state = Stage::Ended;
-                    return Poll::Ready(Err(CallError::NotSent(reason)));
-                }
+                Ok(completion) => this.asked = Some(completion),
+                Err(reason) => return Poll::Ready(Err(CallError::NotSent(reason))),
             }
         }
-        let Stage::InFlight(completion) = &this.state else {
-            return Poll::Ready(Err(CallError::NotSent(NotSent::Stopping)));
-        };
-        let answered = completion.answered.take().or_else(|| {
-            completion.waker.register(cx.waker());
-            completion.answered.take()
-        });
-        let Some(mut parcel) = answered else { return Poll::Pending };
-        let outcome = conclude::<R>(parcel.ending, parcel.frame.take().unwrap_or_else(pool::take));
-        if let Stage::InFlight(completion) = std::mem::replace(&mut this.state, Stage::Ended) {
-            // A full list of idle ones frees this one.
-            let _ = this.client.shared.idle.push((parcel, completion));
-        }
-        Poll::Ready(outcome)
+        this.client
+            .poll_answer(&mut this.asked, cx)
+            .map(|(ending, frame)| conclude::<R>(ending, frame.unwrap_or_else(pool::take)))
     }
 }
 

@@ -110,6 +110,12 @@ counters! {
     calls_live,
     /// Async handlers running now.
     tasks_running,
+    /// Calls of `try_send` that ended at once because there was no room on the way.
+    sends_full,
+    /// Broadcasts that this shard made, for its own handlers, foreign threads or other nodes.
+    broadcasts,
+    /// Of these, how many were not handled by every listener, as far as is known.
+    broadcasts_failed,
 }
 
 /// The counters of an engine, one set for each shard.
