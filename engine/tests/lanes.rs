@@ -4,7 +4,9 @@
 
 mod wire;
 
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
@@ -434,28 +436,24 @@ fn over_a_full_lane_a_call_that_does_not_wait_ends_at_once_as_full() {
     let _peer = peer.join().unwrap();
     eventually("the lane is open", || a.stats().sum(|shard| shard.lanes_open) == 1);
     let take = Take { blob: vec![1; 256 * 1024] };
+    // Some of them fill the socket's buffers and the lane's; nobody answers these.
+    let mut calls: Vec<_> = (0..100).map(|_| Box::pin(client.try_send(&take).within(LONG))).collect();
+    let mut full = 0;
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let mut flying = Vec::new();
-    let refused = loop {
-        let mut call = Box::pin(client.try_send(&take).within(LONG));
-        let begun = Instant::now();
-        // Either it is told at once, or it is on its way: then nobody answers it.
-        let refused = loop {
-            match call.as_mut().poll(&mut cx) {
-                std::task::Poll::Ready(outcome) => break Some(outcome),
-                std::task::Poll::Pending if begun.elapsed() > Duration::from_millis(100) => break None,
-                std::task::Poll::Pending => std::thread::yield_now(),
+    eventually("most are told that the lane is full", || {
+        calls.retain_mut(|call| match call.as_mut().poll(&mut cx) {
+            Poll::Pending => true,
+            Poll::Ready(outcome) => {
+                assert_eq!(outcome.unwrap_err(), CallError::NotSent(NotSent::Full));
+                full += 1;
+                false
             }
-        };
-        match refused {
-            Some(outcome) => break outcome,
-            None => flying.push(call),
-        }
-        assert!(flying.len() < 200, "the lane is never full");
-    };
-    assert_eq!(refused.unwrap_err(), CallError::NotSent(NotSent::Full));
+        });
+        full >= 50
+    });
     let stats = a.stop(Duration::ZERO);
-    assert_eq!((stats.sum(|shard| shard.sends_full), stats.sum(|shard| shard.waits)), (1, 0));
+    assert!(stats.sum(|shard| shard.sends_full) >= full);
+    assert_eq!(stats.sum(|shard| shard.waits), 0, "nothing waits");
 }
 
 #[test]
