@@ -101,6 +101,12 @@ impl Fanouts {
         parts
     }
 
+    /// How many are under way.
+    #[cfg(test)]
+    fn live(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
     fn release(&mut self, index: u32) {
         let place = &mut self.places[index as usize];
         place.generation = place.generation.wrapping_add(1);
@@ -182,6 +188,11 @@ impl Core {
             self.counters.broadcasts_failed.add(1);
         }
         self.end(&mut to, ending);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fanouts_live(&self) -> usize {
+        self.fanouts.borrow().live()
     }
 
     /// Nobody waits for a broadcast any more: its slots are free at once, and what has not left does not leave. Shards
