@@ -4,7 +4,7 @@
 //!   0 length u32           exact bytes of the frame: header + extensions + payload, padding excluded
 //!   4 kind u8              what the frame is
 //!   5 flags u8
-//!   6 code u16             why (Refused, Failed, Close)
+//!   6 code u16             why (Refused, Failed, Close), or how many listeners (Handled)
 //!   8 message u64          id of the message in the payload: hash of its stable name and version
 //!  16 call u32 + u32       the caller's slot, and the slot's generation
 //!  24 key u64              hash of the key, 0 if there is none
@@ -53,7 +53,7 @@ pub enum Kind {
     Welcome = 10,
     /// The last frame; the code says why.
     Close = 11,
-    /// All listeners of a broadcast event have returned.
+    /// All listeners of a broadcast event have returned; the code says how many.
     Handled = 12,
 }
 

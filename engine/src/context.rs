@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use catga_codec::{Event, Request};
 
+use crate::broadcast::Broadcast;
 use crate::call::{Batch, Call};
-use crate::shard::core::Core;
+use crate::shard::core::{Core, Manner};
 use crate::time::Time;
 
 /// The place of a shard among the shards of its engine, from 0.
@@ -80,7 +81,19 @@ impl Context {
     /// The future's error says in which phase the call ended: see [`CallError`](crate::CallError).
     #[inline]
     pub fn send<'a, R: Request>(&'a self, request: &'a R) -> Call<'a, R> {
-        Call::new(self, request)
+        Call::new(self, request, Manner::default())
+    }
+
+    /// As [`send`](Self::send), but never waits for room: where a bound on the way is full (the ring or its credits, a
+    /// lane, the queue of this shard) the call ends at once as [`NotSent::Full`](crate::NotSent::Full), or as
+    /// [`NotSent::NoHandler`](crate::NotSent::NoHandler) if the first connection to the nodes is still being made.
+    /// Counted in [`ShardStats::sends_full`](crate::ShardStats). It still waits for the answer.
+    ///
+    /// # Errors
+    /// As `send`.
+    #[inline]
+    pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> Call<'a, R> {
+        Call::new(self, request, Manner { may_wait: false, ..Manner::default() })
     }
 
     /// Sends many requests and hands out each outcome as it comes, many in flight at once. See [`Batch`].
@@ -97,5 +110,17 @@ impl Context {
     /// is full the event is dropped there, and counted in [`ShardStats::events_dropped`](crate::ShardStats).
     pub fn publish<E: Event>(&self, event: &E) {
         self.core.publish(event);
+    }
+
+    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard), on all shards
+    /// in parallel; the future ends in a [`Report`](crate::Report) of how that went. See [`Broadcast`] for its deadline.
+    ///
+    /// Unlike [`publish`](Self::publish) it leaves at once, and waits for room within its deadline.
+    ///
+    /// Cost: one archive, for each listening shard one copy of it, a place among the calls in flight, and a hop through
+    /// the rings and back; one allocation, of the report.
+    #[inline]
+    pub fn broadcast<'a, E: Event>(&'a self, event: &'a E) -> Broadcast<'a, E> {
+        Broadcast::new(self, event)
     }
 }

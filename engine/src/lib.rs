@@ -36,6 +36,8 @@ extern crate self as catga;
 
 // Under loom the rings are built alone.
 #[cfg(not(catga_loom))]
+mod broadcast;
+#[cfg(not(catga_loom))]
 mod builder;
 #[cfg(not(catga_loom))]
 mod call;
@@ -84,6 +86,7 @@ pub use catga_codec::{
 };
 #[cfg(not(catga_loom))]
 pub use {
+    broadcast::{Broadcast, BroadcastError, ClientBroadcast, Handled, Line, Report},
     builder::{Builder, Runtime, StartError},
     call::{Batch, Call, Collected, Outcome},
     client::{Client, ClientCall},

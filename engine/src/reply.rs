@@ -92,6 +92,8 @@ fn conclude_without_reply<R: Request>(
         Ending::Failed(reason) => CallError::Failed(reason),
         Ending::NotSent(reason) => CallError::NotSent(reason),
         Ending::Unknown(reason) => CallError::Unknown(reason),
+        // Only a peer that breaks the protocol answers a request as if it had been an event.
+        Ending::Handled(_) => return unreadable(frame),
         Ending::Reply => unreachable!("the caller looked"),
     };
     pool::give(frame);

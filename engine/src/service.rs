@@ -136,7 +136,7 @@ pub(crate) trait Listen {
 /// Why a listener has not handled an event.
 pub(crate) enum NotHeard {
     /// It did not take it: it is poisoned, or the bytes are no such event.
-    Refused,
+    Refused(Refusal),
     /// It panicked on it.
     Panicked,
 }
@@ -349,10 +349,11 @@ where
 {
     fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), NotHeard> {
         if self.state.poisoned.get() {
-            return Err(NotHeard::Refused);
+            return Err(NotHeard::Refused(Refusal::Poisoned));
         }
-        let archived = frame.access::<E>().map_err(|_| NotHeard::Refused)?;
-        let mut state = self.state.inner.try_borrow_mut().map_err(|_| NotHeard::Refused)?;
+        let archived = frame.access::<E>().map_err(NotHeard::Refused)?;
+        let borrowed = self.state.inner.try_borrow_mut();
+        let mut state = borrowed.map_err(|_| NotHeard::Refused(Refusal::Overloaded))?;
         catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
             self.state.poison();
             ctx.core().panicked(E::NAME, &*panic);

@@ -131,6 +131,12 @@ counters! {
     ring_bytes_max,
     /// The most calls and events of foreign threads that waited for this shard.
     inbox_calls_max,
+    /// Calls of `try_send` that ended at once because there was no room on the way.
+    sends_full,
+    /// Broadcasts that this shard made, for its own handlers, foreign threads or other nodes.
+    broadcasts,
+    /// Of these, how many were not handled by every listener, as far as is known.
+    broadcasts_failed,
 }
 
 /// The counters of an engine, one set for each shard.

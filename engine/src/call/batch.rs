@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::{CallError, Unknown};
 use crate::pool;
 use crate::reply::{Reply, conclude};
-use crate::shard::core::Attempt;
+use crate::shard::core::{Attempt, Manner};
 use crate::time::Time;
 
 /// How many calls of a batch are in flight at once, unless it says otherwise.
@@ -208,7 +208,9 @@ where
         // A stalled request has its place already; only one can be stalled, and it is the last that was taken.
         let place = if slot.is_some() { self.next - 1 } else { self.next };
         self.next = place + 1;
-        match core.attempt(&request, deadline, slot, |calls| calls.open_in(deadline, batch, place)) {
+        match core.attempt(&request, Manner::default(), deadline, slot, |calls| {
+            calls.open_in(deadline, batch, place)
+        }) {
             Attempt::Ended(ending, frame) => {
                 self.flying -= 1;
                 let frame = (self.settle)(place as usize, ending, frame.unwrap_or_else(pool::take));

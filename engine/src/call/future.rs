@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use catga_codec::{CallId, Request};
+use catga_codec::{CallId, Flags, Request};
 
 use crate::context::Context;
 use crate::error::{CallError, NotSent};
 use crate::pool;
 use crate::reply::{Reply, conclude};
-use crate::shard::core::Attempt;
+use crate::shard::core::{Attempt, Manner};
 use crate::time::Time;
 
 /// A call: a future of the reply. Made by [`Context::send`].
@@ -22,6 +22,7 @@ pub struct Call<'a, R: Request> {
     ctx: &'a Context,
     request: &'a R,
     deadline: Option<Time>,
+    manner: Manner,
     stage: Stage,
 }
 
@@ -41,14 +42,22 @@ impl<R: Request> std::fmt::Debug for Call<'_, R> {
 }
 
 impl<'a, R: Request> Call<'a, R> {
-    pub(crate) fn new(ctx: &'a Context, request: &'a R) -> Self {
-        Self { ctx, request, deadline: None, stage: Stage::Unsent }
+    pub(crate) fn new(ctx: &'a Context, request: &'a R, manner: Manner) -> Self {
+        Self { ctx, request, deadline: None, manner, stage: Stage::Unsent }
     }
 
     /// The time the call may take, from now. What is left of the handler's own time bounds it all the same.
     pub fn within(mut self, deadline: Duration) -> Self {
         let core = self.ctx.core();
         self.deadline = Some((core.now() + deadline).min(self.ctx.deadline()));
+        self
+    }
+
+    /// Allows the request to run more than once: it may be sent again where an ordinary one would end as
+    /// [`Unknown`](CallError::Unknown), because nobody can say whether it ran. For requests whose second run changes
+    /// nothing. Costs nothing: a flag that travels in the request's header, also to other nodes.
+    pub fn idempotent(mut self) -> Self {
+        self.manner.flags = self.manner.flags.with(Flags::IDEMPOTENT);
         self
     }
 
@@ -62,7 +71,9 @@ impl<'a, R: Request> Call<'a, R> {
     fn attempt(&mut self, slot: Option<CallId>, cx: &mut TaskContext<'_>) -> Poll<<Self as Future>::Output> {
         let core = self.ctx.core();
         let deadline = self.deadline.unwrap_or_else(|| self.ctx.deadline().min(core.now() + core.deadline));
-        match core.attempt(self.request, deadline, slot, |calls| calls.open_for(deadline, cx.waker())) {
+        match core
+            .attempt(self.request, self.manner, deadline, slot, |calls| calls.open_for(deadline, cx.waker()))
+        {
             Attempt::Ended(ending, frame) => {
                 self.stage = Stage::Ended;
                 Poll::Ready(conclude::<R>(ending, frame.unwrap_or_else(pool::take)))

@@ -26,6 +26,8 @@ pub(crate) enum Ending {
     Failed(Failure),
     NotSent(NotSent),
     Unknown(Unknown),
+    /// Of a broadcast: so many listeners have handled it.
+    Handled(u16),
 }
 
 /// Where a request went.

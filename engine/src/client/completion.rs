@@ -55,12 +55,13 @@ pub(crate) struct Terms {
     /// What the sender means by the message, to be compared with what a node means by it.
     pub(crate) contract: fn() -> Contract,
     pub(crate) deadline: Time,
+    /// Whether the shard may let it wait for room.
+    pub(crate) may_wait: bool,
 }
 
 impl Parcel {
     /// A request that has not been sent.
-    pub(crate) fn new(frame: OwnedFrame, contract: fn() -> Contract, deadline: Time) -> Self {
-        let terms = Terms { contract, deadline };
+    pub(crate) fn new(frame: OwnedFrame, terms: Terms) -> Self {
         Self { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), terms }
     }
 }

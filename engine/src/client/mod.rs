@@ -8,10 +8,10 @@
 //! tells its caller so. Nothing waits for ever either: the watchdog's thread keeps the deadlines, whatever the shard does.
 
 pub(crate) mod completion;
+pub(crate) mod exchange;
 pub(crate) mod inbox;
 
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
@@ -20,16 +20,18 @@ use std::time::Duration;
 
 use catga_codec::{CallId, Contract, EncodeError, Event, Flags, Header, Kind, Request};
 use catga_discovery::sync::atomic::{AtomicUsize, Ordering};
-use crossbeam_utils::CachePadded;
 
-use crate::client::completion::{Completion, Completions, GivenUp, Parcel, Promise};
+use crate::broadcast::ClientBroadcast;
+use crate::client::completion::Completions;
+use crate::client::exchange::{Exchange, Letter};
 use crate::client::inbox::{Inbound, Inbox};
 use crate::engine::EngineId;
-use crate::error::{CallError, NotSent, PublishError, Unknown};
+use crate::error::{CallError, NotSent, PublishError};
 use crate::pool;
 use crate::reply::{Reply, conclude};
 use crate::route::{Placement, RouteTable};
-use crate::time::{Clock, Time};
+use crate::shard::core::Manner;
+use crate::time::Clock;
 
 /// What all clones of a client share.
 pub(crate) struct ClientShared {
@@ -54,11 +56,11 @@ impl ClientShared {
         Self { engine, inboxes, routes, deadline, calls, clock, next }
     }
 
-    /// The inbox for a request: of the shard that owns its key, else of those that handle it in turn.
-    fn inbox_for(&self, type_index: u32, key: u64) -> Result<u16, NotSent> {
+    /// The shard for a message that is handled there: the owner of its key, else those that handle it in turn.
+    pub(crate) fn shard_for(&self, placement: Option<Placement<'_>>) -> Result<u16, NotSent> {
         let turn = || self.next.fetch_add(1, Ordering::Relaxed); // a ticket: partners with nothing
         let stuck = &self.routes.stuck;
-        match self.routes.request(type_index).map(|route| route.place(key)) {
+        match placement {
             Some(Placement::Owner(shard)) if stuck.contains(shard) => Err(NotSent::Stuck),
             Some(Placement::Owner(shard)) => Ok(shard),
             Some(Placement::AnyOf(shards)) => stuck.next_of(shards, turn()).ok_or(NotSent::Stuck),
@@ -110,13 +112,27 @@ impl Client {
     /// # Errors
     /// The future's error says in which phase the call ended: see [`CallError`].
     pub fn send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
-        ClientCall {
-            client: self,
-            request,
-            within: self.shared.deadline,
-            stage: Stage::Unsent,
-            _reply: PhantomData,
-        }
+        let (within, manner) = (self.shared.deadline, Manner::default());
+        ClientCall { exchange: Exchange::new(&self.shared), request, within, manner }
+    }
+
+    /// As [`send`](Self::send), but never waits for room: where a bound on the way is full (the inbox, the ring behind
+    /// it, a lane) the call ends at once as [`NotSent::Full`]. It still waits for the answer.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
+        let manner = Manner { may_wait: false, ..Manner::default() };
+        ClientCall { manner, ..self.send(request) }
+    }
+
+    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard), on all shards
+    /// in parallel; the future ends in a [`Report`](crate::Report) of how that went.
+    ///
+    /// Nothing is sent before the future is polled. Cost: as [`send`](Self::send) to one of the listening shards, which
+    /// makes the broadcast: see [`Context::broadcast`](crate::Context::broadcast).
+    pub fn broadcast<'a, E: Event>(&'a self, event: &'a E) -> ClientBroadcast<'a, E> {
+        ClientBroadcast::new(&self.shared, event)
     }
 
     /// Sends a request and blocks this thread until its outcome.
@@ -165,40 +181,30 @@ pub(crate) fn event_header<E: Event>(event: &E) -> Header {
 
 /// The header of a request, apart from what the encoder fills in.
 #[inline]
-pub(crate) fn request_header<R: Request>(request: &R, call: CallId, remaining_us: u32) -> Header {
+pub(crate) fn request_header<R: Request>(
+    request: &R,
+    flags: Flags,
+    call: CallId,
+    remaining_us: u32,
+) -> Header {
     let mut header = Header::new(Kind::Request);
+    header.flags = flags;
     header.call = call;
     header.remaining_us = remaining_us;
     if R::KEYED {
-        header.flags = Flags::KEYED;
+        header.flags = flags.with(Flags::KEYED);
         header.key = request.key();
     }
     header
 }
 
-enum Stage {
-    Unsent,
-    /// The inbox is full. The promise waits with the caller.
-    Waiting(InFlight, Promise),
-    InFlight(InFlight),
-    Ended,
-}
-
-/// A call that has a completion.
-struct InFlight {
-    completion: Arc<CachePadded<Completion>>,
-    deadline: Time,
-    shard: u16,
-}
-
 /// A call from a foreign thread: a future of the reply. Made by [`Client::send`].
 #[must_use = "a call is sent when it is polled"]
 pub struct ClientCall<'a, R: Request> {
-    client: &'a Client,
+    exchange: Exchange<'a>,
     request: &'a R,
     within: Duration,
-    stage: Stage,
-    _reply: PhantomData<fn() -> R>,
+    manner: Manner,
 }
 
 impl<R: Request> std::fmt::Debug for ClientCall<'_, R> {
@@ -214,6 +220,12 @@ impl<R: Request> ClientCall<'_, R> {
     /// The time the call may take, from when it is first polled. It ends at most 10 ms later, even if its shard is stuck.
     pub fn within(mut self, deadline: Duration) -> Self {
         self.within = deadline;
+        self
+    }
+
+    /// Allows the request to run more than once: see [`Call::idempotent`](crate::Call::idempotent).
+    pub fn idempotent(mut self) -> Self {
+        self.manner.flags = self.manner.flags.with(Flags::IDEMPOTENT);
         self
     }
 
@@ -236,109 +248,21 @@ impl<R: Request> ClientCall<'_, R> {
         })
     }
 
-    fn start(&self) -> Result<(InFlight, Promise), NotSent> {
-        let shared = &self.client.shared;
-        if self.within.is_zero() {
-            return Err(NotSent::Deadline);
-        }
-        let shard = shared.inbox_for(R::type_index().get(), self.request.key())?;
-        if shared.inboxes[usize::from(shard)].is_closed() {
-            return Err(NotSent::Stopping);
-        }
+    fn write(
+        shared: &ClientShared,
+        request: &R,
+        within: Duration,
+        manner: Manner,
+    ) -> Result<Letter, NotSent> {
         let mut frame = pool::take();
-        // The time left is in the parcel: the clock is the shard's too.
-        let header = request_header(self.request, CallId::default(), 0);
-        frame.encode(header, self.request).map_err(not_encoded)?;
-        let deadline = shared.clock.now() + self.within;
-        let parcel = Parcel::new(frame, Contract::of_request::<R>, deadline);
-        let (promise, completion) = shared.calls.open(parcel).ok_or(NotSent::TooManyCalls)?;
-        Ok((InFlight { completion, deadline, shard }, promise))
-    }
-
-    /// Tries to push. While there is no room the waker stands in the inbox's list.
-    fn push(&mut self, call: InFlight, promise: Promise, cx: &TaskContext<'_>) -> Result<(), NotSent> {
-        let shared = &self.client.shared;
-        let inbox = &shared.inboxes[usize::from(call.shard)];
-        let mut pushed = inbox.push(Inbound::Call(promise));
-        let mut waits = true;
-        if let Err(full) = pushed {
-            waits = inbox.wait(cx.waker());
-            pushed = inbox.push(full);
-        }
-        shared.calls.watch(call.deadline);
-        self.stage = match pushed {
-            Ok(()) => Stage::InFlight(call),
-            Err(Inbound::Call(promise)) if waits => Stage::Waiting(call, promise),
-            Err(Inbound::Call(promise)) => {
-                self.take_back(call, promise);
-                return Err(NotSent::Full);
-            }
-            Err(_) => unreachable!("what is given back is what was pushed"),
-        };
-        Ok(())
-    }
-
-    /// Ends the call if the watchdog has found its deadline passed, and has not meant the call before.
-    fn look_at_the_clock(&mut self) -> Poll<<Self as Future>::Output> {
-        let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
-        if !call.completion.is_expired() {
-            return Poll::Pending;
-        }
-        // Cleared before the clock is read: who sets the bit from now on finds the clock further.
-        call.completion.not_expired();
-        if self.client.shared.clock.now() < call.deadline { Poll::Pending } else { self.expire() }
-    }
-
-    /// Ends a call that is out of time.
-    fn expire(&mut self) -> Poll<<Self as Future>::Output> {
-        let outcome = match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::InFlight(call) => match call.completion.give_up() {
-                GivenUp::Answered(parcel) => return Poll::Ready(self.conclude(parcel, call.completion)),
-                GivenUp::Unsent => CallError::NotSent(NotSent::Deadline),
-                GivenUp::Taken => CallError::Unknown(Unknown::Deadline),
-            },
-            Stage::Waiting(call, promise) => {
-                self.take_back(call, promise);
-                CallError::NotSent(NotSent::Deadline)
-            }
-            Stage::Unsent | Stage::Ended => CallError::NotSent(NotSent::Deadline),
-        };
-        Poll::Ready(Err(outcome))
-    }
-
-    fn conclude(
-        &self,
-        mut parcel: Box<Parcel>,
-        completion: Arc<CachePadded<Completion>>,
-    ) -> <Self as Future>::Output {
-        let outcome = conclude::<R>(parcel.ending, parcel.frame.take().unwrap_or_else(pool::take));
-        self.client.shared.calls.close(parcel, completion);
-        outcome
-    }
-
-    /// A call that was never pushed is over.
-    fn take_back(&self, call: InFlight, promise: Promise) {
-        drop(promise);
-        if let GivenUp::Answered(parcel) = call.completion.give_up() {
-            self.client.shared.calls.close(parcel, call.completion);
-        }
-    }
-}
-
-impl<R: Request> Drop for ClientCall<'_, R> {
-    fn drop(&mut self) {
-        match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::Unsent | Stage::Ended => {}
-            Stage::Waiting(call, promise) => self.take_back(call, promise),
-            Stage::InFlight(call) => {
-                let shared = &self.client.shared;
-                match call.completion.give_up() {
-                    GivenUp::Answered(parcel) => shared.calls.close(parcel, call.completion),
-                    GivenUp::Unsent => {}
-                    GivenUp::Taken => shared.inboxes[usize::from(call.shard)].give_up(),
-                }
-            }
-        }
+        // The time left is in the letter: the clock is the shard's too.
+        let header = request_header(request, manner.flags, CallId::default(), 0);
+        frame.encode(header, request).map_err(not_encoded)?;
+        let placement =
+            shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
+        let shard = shared.shard_for(placement)?;
+        let contract = Contract::of_request::<R>;
+        Ok(Letter { shard, frame, contract, within, may_wait: manner.may_wait })
     }
 }
 
@@ -368,29 +292,10 @@ impl<R: Request> Future for ClientCall<'_, R> {
     type Output = Result<Reply<R::Reply>, CallError<R::Error>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        if !matches!(this.stage, Stage::InFlight(_)) {
-            let pushed = match std::mem::replace(&mut this.stage, Stage::Ended) {
-                Stage::Unsent => this.start().and_then(|(call, promise)| this.push(call, promise, cx)),
-                Stage::Waiting(call, promise) => this.push(call, promise, cx),
-                Stage::InFlight(_) | Stage::Ended => Err(NotSent::Deadline),
-            };
-            if let Err(reason) = pushed {
-                return Poll::Ready(Err(CallError::NotSent(reason)));
-            }
-        }
-        let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &this.stage else { return Poll::Pending };
-        let mut answered = call.completion.take_answer();
-        if answered.is_none() {
-            call.completion.register(cx.waker());
-            answered = call.completion.take_answer();
-        }
-        if let Some(parcel) = answered
-            && let Stage::InFlight(call) = std::mem::replace(&mut this.stage, Stage::Ended)
-        {
-            return Poll::Ready(this.conclude(parcel, call.completion));
-        }
-        this.look_at_the_clock()
+        let Self { exchange, request, within, manner } = self.get_mut();
+        exchange
+            .poll(cx, |shared| Self::write(shared, request, *within, *manner))
+            .map(|(ending, frame)| conclude::<R>(ending, frame.unwrap_or_else(pool::take)))
     }
 }
 

@@ -5,6 +5,7 @@
 //! ring or a lane; how it is handled is in [`serve`], how it ends in [`answer`].
 
 pub(crate) mod answer;
+pub(crate) mod fanout;
 mod serve;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, Contract, Header, MessageId, OwnedFrame, Request};
+use catga_codec::{CallId, Contract, Flags, Header, Kind, MessageId, OwnedFrame, Request};
 
 use crossbeam_utils::CachePadded;
 
@@ -27,6 +28,7 @@ use crate::pool;
 use crate::route::{Placement, RouteTable};
 use crate::service::{Incoming, Listen, Serve};
 use crate::shard::Seed;
+use crate::shard::core::fanout::Fanouts;
 use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
@@ -65,6 +67,32 @@ enum Destination {
     Nowhere(NotSent),
 }
 
+/// What an attempt does when there is no room on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Try {
+    /// It waits, behind those that wait already.
+    First,
+    /// It has waited, and was told that there is room; without any it waits again, before the others.
+    Granted,
+    /// It ends as `NotSent(Full)`.
+    Once,
+}
+
+/// How a request is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Flags of the request's header, besides `KEYED`.
+    pub(crate) flags: Flags,
+    /// Whether it may wait for room.
+    pub(crate) may_wait: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { flags: Flags::NONE, may_wait: true }
+    }
+}
+
 /// How an attempt to send a request went.
 pub(crate) enum Attempt {
     /// It is over: handled inside the attempt, or it cannot be sent.
@@ -94,6 +122,7 @@ pub(crate) struct Core {
     here: RefCell<VecDeque<Here>>,
     /// Calls that wait for the first lane to a node; each has a slot, so they are bounded with the calls.
     forming: RefCell<VecDeque<(CallId, Option<OwnedFrame>)>>,
+    fanouts: RefCell<Fanouts>,
     cancelled_here: RefCell<Vec<CallId>>,
     next: Cell<usize>,
     stopping: Cell<bool>,
@@ -116,6 +145,7 @@ impl Core {
             outbox: RefCell::new(VecDeque::new()),
             here: RefCell::new(VecDeque::new()),
             forming: RefCell::new(VecDeque::new()),
+            fanouts: RefCell::default(),
             cancelled_here: RefCell::new(Vec::new()),
             next: Cell::new(usize::from(seed.id.0)),
             stopping: Cell::new(false),
@@ -199,6 +229,7 @@ impl Core {
     pub(crate) fn attempt<R: Request>(
         self: &Rc<Self>,
         request: &R,
+        manner: Manner,
         deadline: Time,
         slot: Option<CallId>,
         open: impl FnOnce(&mut CallTable<ReplyTo>) -> Option<CallId>,
@@ -224,7 +255,7 @@ impl Core {
         let granted = slot.is_some();
         let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
         let Some(call) = opened else { return self.give_up(None, NotSent::TooManyCalls) };
-        let header = request_header(request, call, now.micros_until(deadline));
+        let header = request_header(request, manner.flags, call, now.micros_until(deadline));
         let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
@@ -249,6 +280,10 @@ impl Core {
             }
         };
         match no_room {
+            NoRoom::Wait if !manner.may_wait => {
+                let reason = self.no_room_at_once(destination);
+                self.give_up(Some(call), reason)
+            }
             NoRoom::Wait => {
                 self.wait_for_room(destination, call, None, granted);
                 Attempt::Waiting(call)
@@ -271,6 +306,14 @@ impl Core {
         Attempt::Ended(Ending::NotSent(reason), None)
     }
 
+    /// Why a request that may not wait for room is not sent.
+    #[cold]
+    fn no_room_at_once(&self, destination: Destination) -> NotSent {
+        self.counters.sends_full.add(1);
+        // Before the first lane is up nothing is full: there is nobody yet.
+        if destination == Destination::Forming { NotSent::NoHandler } else { NotSent::Full }
+    }
+
     /// Runs a handler of this shard inside its caller, if it can run at once.
     #[inline(always)] // what it returns is taken apart at once: a call would only carry it through memory
     fn run_inline<R: Request>(
@@ -282,7 +325,9 @@ impl Core {
         // Borrowed only while a handler runs that polls a call by hand: such a call goes by the queue.
         let mut scratch = self.scratch.try_borrow_mut().ok()?;
         // Nobody reads the time left from this header: the context has the deadline.
-        if let Err(error) = scratch.encode(request_header(request, CallId::default(), 0), request) {
+        if let Err(error) =
+            scratch.encode(request_header(request, Flags::NONE, CallId::default(), 0), request)
+        {
             return Some(Attempt::Ended(Ending::NotSent(not_encoded(error)), None));
         }
         let mut answer = pool::take();
@@ -380,12 +425,16 @@ impl Core {
                 pool::give(frame);
                 self.complete(call, Ending::NotSent(reason), |_| ());
             }
-            destination => self.pass(destination, call, frame, deadline, true),
+            destination => self.pass(destination, call, frame, deadline, Try::Granted),
         }
     }
 
     fn destination_of(&self, frame: &OwnedFrame, contract: Option<fn() -> Contract>) -> Destination {
         let Some(header) = frame.header() else { return Destination::Nowhere(NotSent::Unarchivable) };
+        if header.kind == Kind::Event {
+            // A part of a broadcast, on its way to the other shard that it is for.
+            return Destination::Shard(header.shard);
+        }
         // The context word of a frame from another node counts that process's types: only the id says what it is here.
         let index = match frame.local() {
             Some(_) if header.context != 0 => u32::try_from(header.context).ok(),
@@ -402,6 +451,7 @@ impl Core {
         mut to: ReplyTo,
         deadline: Time,
         contract: Option<fn() -> Contract>,
+        go: Try,
     ) {
         if deadline <= self.now() {
             return self.end(&mut to, Ending::NotSent(NotSent::Deadline));
@@ -413,19 +463,13 @@ impl Core {
         };
         let opened = self.calls.borrow_mut().open_forward(deadline, to, contract);
         match opened {
-            Ok(call) => self.pass(destination, call, frame, deadline, false),
+            Ok(call) => self.pass(destination, call, frame, deadline, go),
             Err(mut to) => self.end(&mut to, Ending::NotSent(NotSent::TooManyCalls)),
         }
     }
 
-    fn pass(
-        &self,
-        destination: Destination,
-        call: CallId,
-        mut frame: OwnedFrame,
-        deadline: Time,
-        granted: bool,
-    ) {
+    fn pass(&self, destination: Destination, call: CallId, mut frame: OwnedFrame, deadline: Time, go: Try) {
+        let granted = go == Try::Granted;
         frame.set_call(call);
         frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
@@ -451,6 +495,11 @@ impl Core {
         };
         match passed {
             Ok(target) => self.calls.borrow_mut().sent(call, target),
+            Err(frame) if go == Try::Once => {
+                pool::give(frame);
+                let reason = self.no_room_at_once(destination);
+                self.complete(call, Ending::NotSent(reason), |_| ());
+            }
             Err(frame) => self.wait_for_room(destination, call, Some(frame), granted),
         }
     }

@@ -1,6 +1,6 @@
 //! The shard's side of its lanes: which frame goes where, and what ends with a lane.
 
-use catga_codec::{ForeignFrame, Kind};
+use catga_codec::{CallId, ForeignFrame, Kind};
 
 use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::client::inbox::Inbound;
@@ -11,8 +11,8 @@ use crate::lane::outcome::{Fate, Step};
 use crate::pool;
 use crate::service::Incoming;
 use crate::shard::Shard;
-use crate::shard::core::Core;
 use crate::shard::core::answer::ending_of;
+use crate::shard::core::{Core, Try};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 
@@ -155,10 +155,10 @@ impl Core {
                     let mut copy = pool::take();
                     copy.copy_foreign(frame);
                     // Without a contract it goes no further than the shards of this node.
-                    self.forward(copy, to, deadline, None);
+                    self.forward(copy, to, deadline, None, Try::First);
                 }
             }
-            Kind::Reply | Kind::Rejected | Kind::Refused | Kind::Failed => {
+            Kind::Reply | Kind::Rejected | Kind::Refused | Kind::Failed | Kind::Handled => {
                 // Only a call that went over this lane is answered by it.
                 if self.calls.borrow_mut().went_over(header.call, lane) {
                     self.complete(header.call, ending_of(&header), |answer| answer.copy_foreign(frame));
@@ -169,10 +169,25 @@ impl Core {
             Kind::Cancel => self.end_tasks(ctx, |to, _| {
                 matches!(to, ReplyTo::Lane { lane: over, call } if *over == lane && *call == header.call)
             }),
-            Kind::Event => self.listen(Incoming::Foreign(frame), ctx),
+            Kind::Event if header.call != CallId::default() => self.take_lane_broadcast(lane, frame, now),
+            Kind::Event => self.listen(Incoming::Foreign(frame), ctx, &mut ReplyTo::Nobody, Time::NEVER),
             // The machine hands out no other kinds.
             _ => {}
         }
+    }
+
+    /// Another node's broadcast: it goes to all listeners of this node, and this lane gets the one answer.
+    #[cold]
+    fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, now: Time) {
+        let header = frame.header();
+        let mut to = ReplyTo::Lane { lane, call: header.call };
+        let away = self.lanes.borrow_mut().turns_away(lane, header.message);
+        if let Some(refusal) = away {
+            return self.refuse(&mut to, refusal);
+        }
+        let mut copy = pool::take();
+        copy.copy_foreign(frame);
+        self.broadcast(copy, to, now.after_micros(header.remaining_us));
     }
 
     /// Ends what hung on a lane: its calls, those that waited for it, and the tasks that would have answered over it.

@@ -8,6 +8,7 @@ use catga_codec::CallId;
 
 use crate::call::table::LaneKey;
 use crate::client::completion::Promise;
+use crate::shard::core::fanout::FanoutId;
 
 /// Where an answer goes.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub(crate) enum ReplyTo {
     Lane { lane: LaneKey, call: CallId },
     /// To a foreign thread.
     Client(Promise),
+    /// To a broadcast of this shard, of which it is one part.
+    Part(FanoutId),
 }
 
 impl ReplyTo {

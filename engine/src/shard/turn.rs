@@ -132,7 +132,7 @@ impl Shard {
                 Inbound::Call(promise) => self.core.take_call(promise, &mut self.ctx),
                 Inbound::Event(frame) => {
                     if let Some(incoming) = Incoming::of(&frame) {
-                        self.core.listen(incoming, &mut self.ctx);
+                        self.core.listen(incoming, &mut self.ctx, &mut ReplyTo::Nobody, Time::NEVER);
                     }
                     crate::pool::give(frame);
                 }

@@ -2,6 +2,7 @@
 //!
 //! Each test runs many seeds. `CATGA_SEED=n` runs that one alone, `CATGA_SEEDS=n` so many; a seed that fails is printed.
 
+mod broadcasts;
 mod ledger;
 mod services;
 

@@ -35,7 +35,7 @@ impl Core {
     pub(crate) fn count_ending(&self, ending: Ending) {
         let counters = &self.counters;
         match ending {
-            Ending::Reply => counters.calls_replied.add(1),
+            Ending::Reply | Ending::Handled(_) => counters.calls_replied.add(1),
             Ending::Rejected => counters.calls_rejected.add(1),
             Ending::NotSent(_) => counters.calls_not_sent.add(1),
             Ending::Refused(_) => counters.calls_refused.add(1),
@@ -109,7 +109,7 @@ impl Core {
                 let header = Header { call, ..Header::new(kind) };
                 self.lanes.borrow_mut().answer(lane, header, message).is_ok()
             }
-            ReplyTo::Here(_) | ReplyTo::Client(_) => {
+            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Part(_) => {
                 let mut frame = pool::take();
                 let fits = frame.encode(Header::new(kind), message).is_ok();
                 if fits {
@@ -123,11 +123,15 @@ impl Core {
         }
     }
 
-    /// Gives an answer in a frame of its own to a call of this shard or of a foreign thread.
+    /// Gives an answer in a frame of its own to whoever waits on this shard, or to a foreign thread.
     fn deliver(&self, to: &mut ReplyTo, ending: Ending, frame: OwnedFrame) {
         match std::mem::take(to) {
             ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
             ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
+            ReplyTo::Part(fanout) => {
+                pool::give(frame);
+                self.part_ended(fanout, ending);
+            }
             _ => pool::give(frame),
         }
     }
@@ -148,6 +152,7 @@ impl Core {
                     promise.keep(ending, None);
                 }
             }
+            ReplyTo::Part(fanout) => self.part_ended(fanout, ending),
         }
     }
 
@@ -169,7 +174,9 @@ impl Core {
                 frame.set_call(call);
                 self.with_peer(shard, |peer| peer.answer_by_handle(frame));
             }
-            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Nobody => self.deliver(&mut to, ending, frame),
+            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Part(_) | ReplyTo::Nobody => {
+                self.deliver(&mut to, ending, frame);
+            }
         }
     }
 
@@ -218,6 +225,7 @@ pub(crate) fn ending_of(header: &Header) -> Ending {
     match header.kind {
         Kind::Reply => Ending::Reply,
         Kind::Rejected => Ending::Rejected,
+        Kind::Handled => Ending::Handled(header.code),
         Kind::Refused => {
             Refusal::from_code(header.code).map_or(Ending::Unknown(Unknown::Unreadable), Ending::Refused)
         }
@@ -236,6 +244,7 @@ fn header_of(ending: Ending, call: CallId) -> Header {
         Ending::Refused(refusal) => (Kind::Refused, refusal.code()),
         Ending::Failed(failure) => (Kind::Failed, failure.code()),
         Ending::Unknown(unknown) => (Kind::Failed, UNKNOWN_CODES + unknown.code()),
+        Ending::Handled(listeners) => (Kind::Handled, listeners),
         // What did not leave a node in the middle was, for the one before it, turned away.
         Ending::NotSent(NotSent::NoHandler | NotSent::Layout) => (Kind::Refused, Refusal::NoHandler.code()),
         Ending::NotSent(NotSent::Stopping) => (Kind::Refused, Refusal::Stopping.code()),

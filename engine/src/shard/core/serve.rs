@@ -2,14 +2,15 @@
 //!
 //! Before a handler runs, the time that is left is looked at; after it has returned, what it published leaves.
 
-use super::{Core, Here};
+use super::{Core, Here, Try};
 
-use catga_codec::{Event, Header, Kind, LocalFrame, OwnedFrame};
+use catga_codec::{CallId, Event, Header, Kind, LocalFrame, OwnedFrame};
 
+use crate::call::table::Ending;
 use crate::client::completion::Promise;
 use crate::client::event_header;
 use crate::context::Context;
-use crate::error::Refusal;
+use crate::error::{Failure, Refusal};
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::Placement;
@@ -28,7 +29,7 @@ impl Core {
         ctx: &mut Context,
     ) {
         match header.kind {
-            Kind::Event => self.listen(incoming, ctx),
+            Kind::Event => self.take_event(header, incoming, ctx, ReplyTo::Shard { shard, call: header.call }),
             Kind::Cancel => self.end_tasks(
                 ctx,
                 |to, _| matches!(to, ReplyTo::Shard { shard: from, call } if *from == shard && *call == header.call),
@@ -67,7 +68,7 @@ impl Core {
 
     /// The type index of a frame's message: its context word if this process archived it, else by the message's id.
     #[inline]
-    fn index_of(&self, header: &Header, incoming: &Incoming<'_>) -> Option<u32> {
+    pub(super) fn index_of(&self, header: &Header, incoming: &Incoming<'_>) -> Option<u32> {
         match incoming {
             Incoming::Local(_) if header.context != 0 => u32::try_from(header.context).ok(),
             _ => self.routes.index_of(header.message),
@@ -105,7 +106,7 @@ impl Core {
             if let Some(incoming) = Incoming::of(&frame) {
                 let header = incoming.header();
                 if header.kind == Kind::Event {
-                    self.listen(incoming, ctx);
+                    self.listen(incoming, ctx, &mut to, deadline);
                 } else {
                     self.serve(&header, incoming, ctx, &mut to, deadline);
                 }
@@ -121,23 +122,52 @@ impl Core {
 
     // ---- events -----------------------------------------------------------------------------------------------
 
-    /// Hands an event to this shard's listeners.
-    pub(crate) fn listen(&self, incoming: Incoming<'_>, ctx: &mut Context) {
+    /// An event from elsewhere. One that names a call is a part of a broadcast, and `asker` is told how it went.
+    pub(crate) fn take_event(
+        &self,
+        header: &Header,
+        incoming: Incoming<'_>,
+        ctx: &mut Context,
+        mut asker: ReplyTo,
+    ) {
+        if header.call == CallId::default() {
+            self.listen(incoming, ctx, &mut ReplyTo::Nobody, Time::NEVER);
+        } else {
+            self.listen(incoming, ctx, &mut asker, self.now().after_micros(header.remaining_us));
+        }
+    }
+
+    /// Hands an event to this shard's listeners, all of them even if some fail, and answers how it went: how many there
+    /// are, or the first failure. A published event has no deadline (`NEVER`) and is answered to nobody.
+    pub(crate) fn listen(&self, incoming: Incoming<'_>, ctx: &mut Context, to: &mut ReplyTo, deadline: Time) {
+        if deadline <= self.now() {
+            self.counters.expired.add(1);
+            return self.refuse(to, Refusal::Expired);
+        }
         let index = self.index_of(&incoming.header(), &incoming).unwrap_or(0);
         let handlers = self.handlers.get();
         let listeners =
             handlers.and_then(|handlers| handlers.events.get(index as usize)).map_or(&[][..], Vec::as_slice);
         self.pulse.at(index);
-        ctx.set_deadline(self.now() + self.deadline);
+        ctx.set_deadline(if deadline == Time::NEVER { self.now() + self.deadline } else { deadline });
+        let mut failure = None;
         for listener in listeners {
             let outcome = listener.listen(incoming, ctx);
             self.after_handler();
             match outcome {
                 Ok(()) => self.counters.events_handled.add(1),
-                Err(NotHeard::Refused) => self.counters.events_dropped.add(1),
-                Err(NotHeard::Panicked) => self.counters.failed.add(1),
+                Err(NotHeard::Refused(refusal)) => {
+                    self.counters.events_dropped.add(1);
+                    failure.get_or_insert(Ending::Refused(refusal));
+                }
+                Err(NotHeard::Panicked) => {
+                    self.counters.failed.add(1);
+                    failure.get_or_insert(Ending::Failed(Failure::Panicked));
+                }
             }
         }
+        let handled = u16::try_from(listeners.len()).unwrap_or(u16::MAX);
+        self.end(to, failure.unwrap_or(Ending::Handled(handled)));
     }
 
     /// Queues an event until the handler that publishes it has returned.
@@ -251,19 +281,24 @@ impl Core {
         }
     }
 
-    /// A foreign call, taken out of the inbox.
+    /// A foreign call or broadcast, taken out of the inbox.
     pub(crate) fn take_call(&self, mut promise: Promise, ctx: &mut Context) {
         let Some((frame, terms)) = promise.take_request() else {
             return self.counters.cancels.add(1);
         };
         let Some(header) = frame.header() else { return };
         let mut to = ReplyTo::Client(promise);
+        if header.kind == Kind::Event {
+            self.broadcast(frame, to, terms.deadline);
+            return;
+        }
+        let go = if terms.may_wait { Try::First } else { Try::Once };
         match frame.local() {
             Some(local) if self.is_ours(&header) => {
                 self.serve(&header, Incoming::Local(local), ctx, &mut to, terms.deadline);
                 pool::give(frame);
             }
-            _ => self.forward(frame, to, terms.deadline, Some(terms.contract)),
+            _ => self.forward(frame, to, terms.deadline, Some(terms.contract), go),
         }
     }
 }

@@ -1,0 +1,184 @@
+//! One exchange of a foreign thread with a shard: a frame there, an ending back. What calls and broadcasts are made of.
+//!
+//! ```text
+//!   Unsent ──write, push──▶ InFlight ──answer──▶ Ended
+//!      │                       │  ▲                ▲
+//!      └──inbox is full──▶ Waiting┘                │
+//!                              └──deadline, drop───┘
+//! ```
+
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use catga_codec::{Contract, OwnedFrame};
+use crossbeam_utils::CachePadded;
+
+use crate::call::table::Ending;
+use crate::client::ClientShared;
+use crate::client::completion::{Completion, GivenUp, Parcel, Promise, Terms};
+use crate::client::inbox::Inbound;
+use crate::error::{NotSent, Unknown};
+use crate::time::Time;
+
+/// What is sent, and to which shard.
+pub(crate) struct Letter {
+    pub(crate) shard: u16,
+    pub(crate) frame: OwnedFrame,
+    pub(crate) contract: fn() -> Contract,
+    pub(crate) within: Duration,
+    pub(crate) may_wait: bool,
+}
+
+/// An ending, and the frame of an answer.
+pub(crate) type Answer = (Ending, Option<OwnedFrame>);
+
+/// An exchange; see the module.
+pub(crate) struct Exchange<'a> {
+    shared: &'a ClientShared,
+    stage: Stage,
+}
+
+enum Stage {
+    Unsent,
+    /// The inbox is full. The promise waits with the caller.
+    Waiting(InFlight, Promise),
+    InFlight(InFlight),
+    Ended,
+}
+
+struct InFlight {
+    completion: Arc<CachePadded<Completion>>,
+    deadline: Time,
+    shard: u16,
+    may_wait: bool,
+}
+
+impl<'a> Exchange<'a> {
+    pub(crate) fn new(shared: &'a ClientShared) -> Self {
+        Self { shared, stage: Stage::Unsent }
+    }
+
+    /// Sends what `write` writes, if that has not been done, and looks for the answer.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &TaskContext<'_>,
+        write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
+    ) -> Poll<Answer> {
+        if !matches!(self.stage, Stage::InFlight(_)) {
+            let pushed = match std::mem::replace(&mut self.stage, Stage::Ended) {
+                Stage::Unsent => self.seal(write).and_then(|(call, promise)| self.push(call, promise, cx)),
+                Stage::Waiting(call, promise) => self.push(call, promise, cx),
+                Stage::InFlight(_) | Stage::Ended => Err(NotSent::Deadline),
+            };
+            if let Err(reason) = pushed {
+                return Poll::Ready((Ending::NotSent(reason), None));
+            }
+        }
+        let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
+        let mut answered = call.completion.take_answer();
+        if answered.is_none() {
+            call.completion.register(cx.waker());
+            answered = call.completion.take_answer();
+        }
+        if let Some(parcel) = answered
+            && let Stage::InFlight(call) = std::mem::replace(&mut self.stage, Stage::Ended)
+        {
+            return Poll::Ready(self.open(parcel, call.completion));
+        }
+        self.look_at_the_clock()
+    }
+
+    /// Makes a promise of the letter.
+    fn seal(
+        &self,
+        write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
+    ) -> Result<(InFlight, Promise), NotSent> {
+        let Letter { shard, frame, contract, within, may_wait } = write(self.shared)?;
+        if within.is_zero() {
+            return Err(NotSent::Deadline);
+        }
+        if self.shared.inboxes[usize::from(shard)].is_closed() {
+            return Err(NotSent::Stopping);
+        }
+        let deadline = self.shared.clock.now() + within;
+        let parcel = Parcel::new(frame, Terms { contract, deadline, may_wait });
+        let (promise, completion) = self.shared.calls.open(parcel).ok_or(NotSent::TooManyCalls)?;
+        Ok((InFlight { completion, deadline, shard, may_wait }, promise))
+    }
+
+    /// Tries to push. While there is no room the waker stands in the inbox's list.
+    fn push(&mut self, call: InFlight, promise: Promise, cx: &TaskContext<'_>) -> Result<(), NotSent> {
+        let inbox = &self.shared.inboxes[usize::from(call.shard)];
+        let mut pushed = inbox.push(Inbound::Call(promise));
+        let mut waits = true;
+        if let Err(full) = pushed {
+            waits = call.may_wait && inbox.wait(cx.waker());
+            pushed = if waits { inbox.push(full) } else { Err(full) };
+        }
+        self.shared.calls.watch(call.deadline);
+        self.stage = match pushed {
+            Ok(()) => Stage::InFlight(call),
+            Err(Inbound::Call(promise)) if waits => Stage::Waiting(call, promise),
+            Err(Inbound::Call(promise)) => {
+                self.take_back(call, promise);
+                return Err(NotSent::Full);
+            }
+            Err(_) => unreachable!("what is given back is what was pushed"),
+        };
+        Ok(())
+    }
+
+    /// Ends the exchange if the watchdog has found its deadline passed, and has not meant the one before.
+    fn look_at_the_clock(&mut self) -> Poll<Answer> {
+        let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
+        if !call.completion.is_expired() {
+            return Poll::Pending;
+        }
+        // Cleared before the clock is read: who sets the bit from now on finds the clock further.
+        call.completion.not_expired();
+        if self.shared.clock.now() < call.deadline {
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::InFlight(call) => match call.completion.give_up() {
+                GivenUp::Answered(parcel) => Poll::Ready(self.open(parcel, call.completion)),
+                GivenUp::Unsent => Poll::Ready((Ending::NotSent(NotSent::Deadline), None)),
+                GivenUp::Taken => Poll::Ready((Ending::Unknown(Unknown::Deadline), None)),
+            },
+            Stage::Waiting(call, promise) => {
+                self.take_back(call, promise);
+                Poll::Ready((Ending::NotSent(NotSent::Deadline), None))
+            }
+            Stage::Unsent | Stage::Ended => Poll::Pending,
+        }
+    }
+
+    fn open(&self, mut parcel: Box<Parcel>, completion: Arc<CachePadded<Completion>>) -> Answer {
+        let answer = (parcel.ending, parcel.frame.take());
+        self.shared.calls.close(parcel, completion);
+        answer
+    }
+
+    /// What was never pushed is over.
+    fn take_back(&self, call: InFlight, promise: Promise) {
+        drop(promise);
+        if let GivenUp::Answered(parcel) = call.completion.give_up() {
+            self.shared.calls.close(parcel, call.completion);
+        }
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Unsent | Stage::Ended => {}
+            Stage::Waiting(call, promise) => self.take_back(call, promise),
+            Stage::InFlight(call) => match call.completion.give_up() {
+                GivenUp::Answered(parcel) => self.shared.calls.close(parcel, call.completion),
+                GivenUp::Unsent => {}
+                GivenUp::Taken => self.shared.inboxes[usize::from(call.shard)].give_up(),
+            },
+        }
+    }
+}
