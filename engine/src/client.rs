@@ -44,11 +44,15 @@ pub(crate) struct Inbox {
     queue: ArrayQueue<Inbound>,
     closed: AtomicBool,
     doorbell: Arc<Doorbell<EventFd>>,
+    calls_turned_away: AtomicUsize,
+    events_turned_away: AtomicUsize,
 }
 
 impl Inbox {
     pub(crate) fn new(capacity: usize, doorbell: Arc<Doorbell<EventFd>>) -> Self {
-        Self { queue: ArrayQueue::new(capacity), closed: AtomicBool::new(false), doorbell }
+        let queue = ArrayQueue::new(capacity);
+        let (calls_turned_away, events_turned_away) = Default::default();
+        Self { queue, closed: AtomicBool::new(false), doorbell, calls_turned_away, events_turned_away }
     }
 
     /// Pushes, and wakes the shard if it sleeps. Gives the thing back if the inbox is full.
@@ -87,7 +91,20 @@ impl Inbox {
 
     fn empty(&self) {
         // Dropping a promise tells its caller.
-        while self.queue.pop().is_some() {}
+        while let Some(inbound) = self.queue.pop() {
+            let turned_away = match inbound {
+                Inbound::Call(_) => &self.calls_turned_away,
+                Inbound::Event(_) => &self.events_turned_away,
+                Inbound::Lane(_) => continue, // its peer sees the connection end
+            };
+            turned_away.fetch_add(1, Ordering::Relaxed); // a count: partners with `turned_away`
+        }
+    }
+
+    /// Calls and events that came in and were not taken, because the shard stopped.
+    pub(crate) fn turned_away(&self) -> (u64, u64) {
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64; // partners with `empty`
+        (read(&self.calls_turned_away), read(&self.events_turned_away))
     }
 }
 

@@ -54,6 +54,8 @@ mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
 #[cfg(not(catga_loom))]
+mod placement;
+#[cfg(not(catga_loom))]
 mod pool;
 #[cfg(not(catga_loom))]
 pub mod prelude;
@@ -69,7 +71,11 @@ mod service;
 #[cfg(not(catga_loom))]
 mod shard;
 #[cfg(not(catga_loom))]
+mod signals;
+#[cfg(not(catga_loom))]
 mod stats;
+#[cfg(not(catga_loom))]
+mod stop;
 #[cfg(not(catga_loom))]
 mod tasks;
 #[cfg(not(catga_loom))]
@@ -89,8 +95,10 @@ pub use {
     context::{Context, ShardId},
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
+    placement::{Placement, ShardPlace},
     reply::Reply,
     runtime::drive::Idle,
     service::{Routes, State},
     stats::{ShardStats, Stats},
+    stop::StopReport,
 };

@@ -110,6 +110,12 @@ counters! {
     calls_live,
     /// Async handlers running now.
     tasks_running,
+    /// Calls that a stop ended before their answer came.
+    calls_stopped,
+    /// Async handlers that a stop ended before they came to an answer; they are in `cut` too.
+    tasks_stopped,
+    /// Stops whose time was over while this shard still had something to do.
+    drains_cut,
 }
 
 /// The counters of an engine, one set for each shard.
