@@ -449,11 +449,7 @@ fn choose_runtime(wanted: Runtime) -> Result<(RuntimeKind, Option<String>), Star
     if wanted == Runtime::Epoll {
         return Ok((RuntimeKind::Epoll, None));
     }
-    #[cfg(feature = "glommio")]
-    let probed = crate::runtime::glommio::probe();
-    #[cfg(not(feature = "glommio"))]
-    let probed: Result<(), String> = Err("this build has no glommio feature".into());
-    match probed {
+    match crate::runtime::io_uring_usable() {
         Ok(()) => Ok((RuntimeKind::Glommio, None)),
         Err(reason) if wanted == Runtime::Glommio => Err(StartError::Runtime(reason)),
         Err(reason) => {

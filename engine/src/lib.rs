@@ -46,6 +46,8 @@ mod cluster;
 #[cfg(not(catga_loom))]
 mod context;
 #[cfg(not(catga_loom))]
+pub mod doctor;
+#[cfg(not(catga_loom))]
 mod engine;
 #[cfg(not(catga_loom))]
 mod error;
@@ -93,6 +95,7 @@ pub use {
     client::{Client, ClientCall},
     cluster::List,
     context::{Context, ShardId},
+    doctor::doctor,
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
     placement::{Placement, ShardPlace},
