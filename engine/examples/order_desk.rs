@@ -189,7 +189,7 @@ pub(crate) fn run(csv: &[u8], shards: Option<usize>) -> Result<Day, Box<dyn std:
     );
     let ledgers = ask_ledgers(&client, engine.shards())?;
     let board = ask_board(&engine, &client, ledgers.count())?;
-    let events_dropped = engine.stop(Duration::from_secs(1)).sum(|shard| shard.events_dropped);
+    let events_dropped = engine.stop(Duration::from_secs(1)).stats.sum(|shard| shard.events_dropped);
     Ok(Day { odd: reading.odd, lost, ledgers, file: orders::add_up(csv)?, board, events_dropped })
 }
 

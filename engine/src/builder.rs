@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +12,20 @@ use crossbeam_utils::CachePadded;
 use crate::client::{ClientShared, inbox::Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
-use crate::engine::{Engine, EngineId, RuntimeKind, Services};
-use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
+use crate::engine::{Engine, EngineId, RuntimeKind};
+use crate::limits::{CALLS_MAX, DEADLINE, DRAIN, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
+use crate::placement::{Machine, Placement, Wish};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
 use crate::runtime::drive::Idle;
 use crate::service::{BindContext, Bound, Declaration, Routes, State};
 use crate::shard::core::Handlers;
 use crate::shard::mesh::mesh;
+use crate::shard::thread::Services;
 use crate::shard::{Control, Seed};
+use crate::signals::Signals;
 use crate::stats::ShardCounters;
+use crate::stop::StopReport;
 use crate::tasks::Ready;
 use crate::watchdog::Pulse;
 
@@ -83,10 +88,12 @@ pub enum StartError {
         version: u16,
     },
     /// A service's constructor or its routes panicked.
-    #[error("a service panicked while {shard} was made; the panic is in the log")]
+    #[error("a service panicked while {shard} was made: {panic}")]
     ServicePanicked {
         /// Where.
         shard: ShardId,
+        /// What it said.
+        panic: String,
     },
     /// The node's own name or the list of nodes is not valid.
     #[error("cluster: {0}")]
@@ -111,6 +118,9 @@ pub enum StartError {
     /// A thread could not be started.
     #[error("could not start a thread: {0}")]
     Thread(#[source] io::Error),
+    /// The handlers of SIGTERM and SIGINT could not be installed.
+    #[error("could not install the handlers of SIGTERM and SIGINT, which `run` waits for: {0}")]
+    Signals(#[source] io::Error),
     /// The runtime that was asked for cannot be had.
     #[error("the runtime that was asked for is not usable: {0}")]
     Runtime(String),
@@ -136,13 +146,11 @@ pub(crate) type Declared = (Declaration, Box<[u16]>);
 #[must_use = "an engine runs when it is started"]
 pub struct Builder {
     services: Vec<Service>,
-    shards: Option<usize>,
-    cores: Option<Vec<usize>>,
-    idle: Idle,
-    runtime: Runtime,
+    wish: Wish,
     calls_max: u32,
     tasks_max: usize,
     deadline: Duration,
+    drain: Duration,
     cluster: Option<List>,
 }
 
@@ -150,8 +158,7 @@ impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Builder")
             .field("services", &self.services.iter().map(|service| service.name).collect::<Vec<_>>())
-            .field("shards", &self.shards)
-            .field("idle", &self.idle)
+            .field("placement", &self.wish)
             .finish_non_exhaustive()
     }
 }
@@ -160,13 +167,11 @@ impl Builder {
     pub(crate) fn new() -> Self {
         Self {
             services: Vec::new(),
-            shards: None,
-            cores: None,
-            idle: Idle::default(),
-            runtime: Runtime::default(),
+            wish: Wish::default(),
             calls_max: CALLS_MAX,
             tasks_max: TASKS_PER_ROUTE,
             deadline: DEADLINE,
+            drain: DRAIN,
             cluster: None,
         }
     }
@@ -234,27 +239,29 @@ impl Builder {
         self
     }
 
-    /// How many shards. Default: one for each core that the process may use. More than cores is allowed, and slow.
+    /// How many shards. Default: one for each core that the process may use, but no more than the whole CPUs of its
+    /// container's quota. More than cores is allowed, and slow.
     pub fn shards(mut self, shards: usize) -> Self {
-        self.shards = Some(shards);
+        self.wish.shards = Some(shards);
         self
     }
 
-    /// Which cores, one for each shard.
+    /// Which cores, one for each shard, in this order. Default: distinct physical cores before second hardware threads,
+    /// and neighbours behind one level 3 cache.
     pub fn cores(mut self, cores: impl IntoIterator<Item = usize>) -> Self {
-        self.cores = Some(cores.into_iter().collect());
+        self.wish.cores = Some(cores.into_iter().collect());
         self
     }
 
     /// What shards do when there is nothing to do. Default: [`Idle::Park`].
     pub fn idle(mut self, idle: Idle) -> Self {
-        self.idle = idle;
+        self.wish.idle = idle;
         self
     }
 
     /// Which runtime. Default: [`Runtime::Auto`].
     pub fn runtime(mut self, runtime: Runtime) -> Self {
-        self.runtime = runtime;
+        self.wish.runtime = runtime;
         self
     }
 
@@ -276,6 +283,12 @@ impl Builder {
         self
     }
 
+    /// How long [`run`](Self::run) lets what is in flight end, after a signal. Default: 5 s.
+    pub fn drain(mut self, within: Duration) -> Self {
+        self.drain = within;
+        self
+    }
+
     /// Makes the engine a node of a cluster.
     pub fn cluster(mut self, cluster: List) -> Self {
         self.cluster = Some(cluster);
@@ -287,14 +300,41 @@ impl Builder {
     /// # Errors
     /// [`StartError`]: nothing was started.
     pub fn start(self) -> Result<Engine, StartError> {
-        let (runtime, fallback) = choose_runtime(self.runtime)?;
-        Engine::start(self.plan(runtime, fallback)?)
+        let placement = self.placement()?;
+        placement.warn();
+        let (runtime, fallback) = choose_runtime(self.wish.runtime)?;
+        Engine::start(self.plan(placement.with_runtime(runtime), runtime, fallback)?)
+    }
+
+    /// Starts the engine, waits for SIGTERM or SIGINT, and stops: what is in flight may end for as long as
+    /// [`drain`](Self::drain) says. A second signal ends the draining at once. For a client before the wait:
+    /// [`start`](Self::start), then [`Engine::run`].
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started.
+    pub fn run(self) -> Result<StopReport, StartError> {
+        // Before the start: a signal during it stops the engine as any other.
+        let signals = Signals::install().map_err(StartError::Signals)?;
+        Ok(self.start()?.run_until(&signals))
+    }
+
+    /// How many shards there would be, on which cores, and why: what [`start`](Self::start) would do here and now. Prints
+    /// as a table.
+    ///
+    /// # Errors
+    /// [`StartError::Shards`] or [`StartError::NoSuchCore`], as a start would.
+    pub fn placement(&self) -> Result<Placement, StartError> {
+        Placement::choose(&self.wish, &Machine::here())
     }
 
     /// Checks everything that can be checked before a thread is started.
-    pub(crate) fn plan(self, runtime: RuntimeKind, fallback: Option<String>) -> Result<Plan, StartError> {
-        let cores = self.placement()?;
-        let shards = cores.len() as u16;
+    pub(crate) fn plan(
+        self,
+        placement: Placement,
+        runtime: RuntimeKind,
+        fallback: Option<String>,
+    ) -> Result<Plan, StartError> {
+        let shards = placement.shards().len() as u16; // at most `SHARDS_MAX`
         let routes = Arc::new(RouteTable::build(&self.declared(shards)?)?);
         let (listener, lanes) = match &self.cluster {
             Some(list) => list
@@ -302,7 +342,7 @@ impl Builder {
                 .map(|(listener, setup)| (Some(listener), Some(setup)))?,
             None => (None, None),
         };
-        let bell = if self.idle == Idle::Spin { Doorbell::of_sleepless } else { Doorbell::new };
+        let bell = if self.wish.idle == Idle::Spin { Doorbell::of_sleepless } else { Doorbell::new };
         let doorbells = (0..shards)
             .map(|_| EventFd::new().map(|signal| Arc::new(bell(signal))).map_err(StartError::Sockets))
             .collect::<Result<Vec<_>, _>>()?;
@@ -342,8 +382,8 @@ impl Builder {
             seeds,
             services,
             listener,
-            cores,
-            idle: self.idle,
+            placement,
+            drain: self.drain,
             runtime,
             fallback,
             control,
@@ -374,40 +414,15 @@ impl Builder {
         }
         Ok(declared)
     }
-
-    /// The core of each shard.
-    fn placement(&self) -> Result<Vec<usize>, StartError> {
-        let usable: Vec<usize> =
-            core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-        let cores = match (&self.cores, self.shards) {
-            (Some(cores), _) => cores.clone(),
-            (None, Some(shards)) => usable.iter().copied().cycle().take(shards).collect(),
-            (None, None) => usable.clone(),
-        };
-        if cores.is_empty() || cores.len() > SHARDS_MAX {
-            return Err(StartError::Shards(cores.len()));
-        }
-        if let Some(&core) = cores.iter().find(|core| !usable.contains(core)) {
-            return Err(StartError::NoSuchCore { core });
-        }
-        if cores.len() > usable.len() {
-            tracing::warn!(
-                shards = cores.len(),
-                cores = usable.len(),
-                "more shards than cores: they will take turns"
-            );
-        }
-        Ok(cores)
-    }
 }
 
 /// All that is needed to start, checked.
 pub(crate) struct Plan {
     pub(crate) seeds: Vec<Seed>,
     pub(crate) services: Services,
-    pub(crate) listener: Option<std::os::fd::OwnedFd>,
-    pub(crate) cores: Vec<usize>,
-    pub(crate) idle: Idle,
+    pub(crate) listener: Option<OwnedFd>,
+    pub(crate) placement: Placement,
+    pub(crate) drain: Duration,
     pub(crate) runtime: RuntimeKind,
     pub(crate) fallback: Option<String>,
     pub(crate) control: Arc<Control>,
@@ -439,11 +454,7 @@ fn choose_runtime(wanted: Runtime) -> Result<(RuntimeKind, Option<String>), Star
     if wanted == Runtime::Epoll {
         return Ok((RuntimeKind::Epoll, None));
     }
-    #[cfg(feature = "glommio")]
-    let probed = crate::runtime::glommio::probe();
-    #[cfg(not(feature = "glommio"))]
-    let probed: Result<(), String> = Err("this build has no glommio feature".into());
-    match probed {
+    match crate::runtime::io_uring_usable() {
         Ok(()) => Ok((RuntimeKind::Glommio, None)),
         Err(reason) if wanted == Runtime::Glommio => Err(StartError::Runtime(reason)),
         Err(reason) => {

@@ -2,23 +2,23 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
 use crate::builder::{Plan, StartError};
 use crate::client::{Client, ClientShared};
-use crate::context::ShardId;
 use crate::limits::DROP_DRAIN;
+use crate::placement::Placement;
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::runtime::drive::{Idle, drive};
-use crate::runtime::epoll::EpollWait;
-use crate::runtime::sockets::{Sockets, local_endpoint};
-use crate::shard::{Control, Seed, Shard};
+use crate::runtime::sockets::local_endpoint;
+use crate::shard::thread::{Report, Services, ShardThread};
+use crate::shard::{Control, Seed};
+use crate::signals::Signals;
 use crate::stats::{ShardCounters, Stats};
+use crate::stop::{EndNote, Note, StopReport, Threads};
 use crate::time::Time;
 use crate::watchdog::Watchdog;
 
@@ -51,9 +51,14 @@ pub struct Engine {
     control: Arc<Control>,
     doorbells: Vec<Arc<Doorbell<EventFd>>>,
     counters: Vec<Arc<CachePadded<ShardCounters>>>,
-    threads: Vec<JoinHandle<()>>,
     watchdog: Option<Watchdog>,
+    threads: Threads,
+    /// Who stops the engine hears here how far it is. A lock that is never taken: it makes the engine `Sync`.
+    notes: Mutex<mpsc::Receiver<Note>>,
+    note: mpsc::Sender<Note>,
     endpoint: Option<SocketAddr>,
+    placement: Placement,
+    drain: Duration,
     runtime: RuntimeKind,
     fallback: Option<String>,
 }
@@ -93,6 +98,12 @@ impl Engine {
         self.endpoint
     }
 
+    /// On which cores its shards run, and why there are so many. Prints as a table.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     /// How its shards wait.
     #[must_use]
     pub fn runtime(&self) -> RuntimeKind {
@@ -112,38 +123,77 @@ impl Engine {
     }
 
     /// Stops: takes no new calls, lets what is in flight end for at most `within`, then ends what is left, closes the lanes
-    /// and joins the threads. Every call ends in an outcome. Returns the last counters.
-    pub fn stop(mut self, within: Duration) -> Stats {
-        self.shut_down(within);
-        self.stats()
+    /// and joins the threads. Every call ends in an outcome.
+    ///
+    /// Returns after `within` and [`STOP_GRACE`](crate::limits::STOP_GRACE) at the latest, even if a handler does not: the
+    /// report names its shard.
+    pub fn stop(mut self, within: Duration) -> StopReport {
+        self.shut_down(within)
     }
 
-    fn shut_down(&mut self, within: Duration) {
-        if self.threads.is_empty() {
-            return;
+    /// Waits for SIGTERM or SIGINT, then stops: what is in flight may end for as long as
+    /// [`Builder::drain`](crate::Builder::drain) says. A second signal ends the draining at once.
+    ///
+    /// # Errors
+    /// [`StartError::Signals`] if the handlers of the signals cannot be installed; the engine has stopped.
+    pub fn run(self) -> Result<StopReport, StartError> {
+        let signals = Signals::install().map_err(StartError::Signals)?;
+        Ok(self.run_until(&signals))
+    }
+
+    pub(crate) fn run_until(mut self, signals: &Signals) -> StopReport {
+        match signals.wait() {
+            Ok(_) => tracing::info!(within = ?self.drain, "a signal: the engine stops"),
+            Err(error) => tracing::error!(%error, "cannot wait for signals: the engine stops"),
         }
-        self.control.drain(Time::read() + within);
+        let (control, hurry) = (self.control.clone(), self.note.clone());
+        std::thread::scope(|scope| {
+            let second =
+                std::thread::Builder::new().name("catga-signals".into()).spawn_scoped(scope, move || {
+                    if signals.wait().is_ok_and(|signal| signal) {
+                        tracing::warn!("a second signal: what is in flight is ended");
+                        control.drain(Time::read());
+                        // The engine waits for notes until the scope ends.
+                        let _ = hurry.send(Note::Hurry);
+                    }
+                });
+            if let Err(error) = second {
+                tracing::warn!(%error, "no thread for a second signal: it will not cut the draining short");
+            }
+            let report = self.shut_down(self.drain);
+            if let Err(error) = signals.end() {
+                tracing::error!(%error, "the wait for a second signal goes on until there is one");
+            }
+            tracing::info!("{report}");
+            report
+        })
+    }
+
+    fn shut_down(&mut self, within: Duration) -> StopReport {
+        let (start, before) = (Time::read(), self.stats());
+        self.control.drain(start + within);
         for doorbell in &self.doorbells {
             doorbell.ring();
         }
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a shard's thread ended by a panic");
-            }
-        }
+        let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let lost = self.threads.join(notes, &self.control);
+        let mut turned_away = (0, 0);
         for inbox in &self.shared.inboxes {
             inbox.close();
+            let (calls, events) = inbox.turned_away();
+            turned_away = (turned_away.0 + calls, turned_away.1 + events);
         }
         self.watchdog = None;
+        StopReport::of(&before, self.stats(), turned_away, lost, Time::read().since(start))
     }
 
     pub(crate) fn start(plan: Plan) -> Result<Self, StartError> {
         let Plan {
             seeds,
             services,
-            listener,
-            cores,
-            idle,
+            mut listener,
+            placement,
+            drain,
             runtime,
             fallback,
             control,
@@ -157,101 +207,70 @@ impl Engine {
             None => None,
         };
         let watchdog = Some(Watchdog::start(shared.clone(), pulses).map_err(StartError::Thread)?);
-        let threads = Vec::new();
-        let mut engine =
-            Self { shared, control, doorbells, counters, threads, watchdog, endpoint, runtime, fallback };
-        let (report, reports) = mpsc::channel::<Result<(), StartError>>();
-        let mut listener = listener;
-        for (seed, cpu) in seeds.into_iter().zip(cores) {
+        let (note, notes) = mpsc::channel();
+        let mut engine = Self {
+            shared,
+            control,
+            doorbells,
+            counters,
+            threads: Threads::default(),
+            watchdog,
+            note,
+            notes: Mutex::new(notes),
+            endpoint,
+            placement,
+            drain,
+            runtime,
+            fallback,
+        };
+        let started = engine.start_shards(seeds, &services, &mut listener);
+        if let Err(error) = started {
+            // Those that did start have nothing in flight.
+            engine.shut_down(Duration::ZERO);
+            return Err(error);
+        }
+        Ok(engine)
+    }
+
+    fn start_shards(
+        &mut self,
+        seeds: Vec<Seed>,
+        services: &Services,
+        listener: &mut Option<OwnedFd>,
+    ) -> Result<(), StartError> {
+        let (report, reports) = mpsc::channel();
+        for (seed, place) in seeds.into_iter().zip(self.placement.shards()) {
+            let ended = EndNote(seed.id, self.note.clone());
             let thread = ShardThread {
                 name: format!("catga-{}", seed.id.0),
                 seed,
                 services: services.clone(),
                 listener: listener.take(),
-                cpu,
-                idle,
-                runtime,
-                report: report.clone(),
+                cpu: place.core,
+                idle: self.placement.idle(),
+                runtime: self.runtime,
+                report: Report::new(report.clone()),
             };
-            let spawned = std::thread::Builder::new().name(thread.name.clone()).spawn(move || thread.run());
-            engine.threads.push(spawned.map_err(StartError::Thread)?);
+            let spawned = std::thread::Builder::new().name(thread.name.clone()).spawn(move || {
+                let _ended = ended;
+                thread.run();
+            });
+            self.threads.push(spawned.map_err(StartError::Thread)?);
         }
         drop(report);
-        // Dropping the engine on an error stops the shards that did start.
-        for _ in 0..engine.threads.len() {
+        for _ in 0..self.threads.len() {
             reports.recv().unwrap_or(Err(StartError::ShardDied))?;
         }
-        Ok(engine)
+        Ok(())
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.shut_down(DROP_DRAIN);
-    }
-}
-
-/// Binds the services of one shard to fresh instances.
-pub(crate) type Services =
-    Arc<dyn Fn(ShardId, &crate::service::BindContext) -> crate::shard::core::Handlers + Send + Sync>;
-
-/// What one shard's thread does.
-struct ShardThread {
-    name: String,
-    seed: Seed,
-    services: Services,
-    listener: Option<std::os::fd::OwnedFd>,
-    cpu: usize,
-    idle: Idle,
-    runtime: RuntimeKind,
-    report: mpsc::Sender<Result<(), StartError>>,
-}
-
-impl ShardThread {
-    fn run(self) {
-        let Self { name, seed, services, listener, cpu, idle, runtime, report } = self;
-        let sockets = match Sockets::new(&seed.doorbell, listener) {
-            Ok(sockets) => sockets,
-            Err(error) => return drop(report.send(Err(StartError::Sockets(error)))),
-        };
-        let epoll = sockets.epoll();
-        let make = |report: &mpsc::Sender<Result<(), StartError>>| {
-            let (id, bind) = (seed.id, seed.bind.clone());
-            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                Shard::new(seed, |_| services(id, &bind), Box::new(sockets))
-            }));
-            let outcome = if made.is_ok() { Ok(()) } else { Err(StartError::ServicePanicked { shard: id }) };
-            // The starter waits for exactly one report from each shard.
-            let _ = report.send(outcome);
-            made.ok()
-        };
-        match runtime {
-            RuntimeKind::Epoll => {
-                if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
-                    let _ = report.send(Err(StartError::NoSuchCore { core: cpu }));
-                    return;
-                }
-                if let Some(shard) = make(&report) {
-                    crate::runtime::epoll::run(drive(shard, idle, EpollWait(epoll)));
-                }
-            }
-            #[cfg(feature = "glommio")]
-            RuntimeKind::Glommio => {
-                let ran = crate::runtime::glommio::run(cpu, &name, epoll, |wait| {
-                    let shard = make(&report);
-                    async move {
-                        if let Some(shard) = shard {
-                            drive(shard, idle, wait).await;
-                        }
-                    }
-                });
-                if let Err(error) = ran {
-                    let _ = report.send(Err(StartError::Runtime(error)));
-                }
-            }
-            #[cfg(not(feature = "glommio"))]
-            RuntimeKind::Glommio => {
-                let _ = report.send(Err(StartError::Runtime(format!("{name}: built without glommio"))));
+        if !self.threads.is_empty() {
+            let report = self.shut_down(DROP_DRAIN);
+            if !report.drained {
+                tracing::warn!("an engine was dropped and {report}");
             }
         }
     }

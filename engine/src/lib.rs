@@ -48,6 +48,8 @@ mod cluster;
 #[cfg(not(catga_loom))]
 mod context;
 #[cfg(not(catga_loom))]
+pub mod doctor;
+#[cfg(not(catga_loom))]
 mod engine;
 #[cfg(not(catga_loom))]
 mod error;
@@ -55,6 +57,8 @@ mod error;
 mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
+#[cfg(not(catga_loom))]
+mod placement;
 #[cfg(not(catga_loom))]
 mod pool;
 #[cfg(not(catga_loom))]
@@ -71,7 +75,11 @@ mod service;
 #[cfg(not(catga_loom))]
 mod shard;
 #[cfg(not(catga_loom))]
+mod signals;
+#[cfg(not(catga_loom))]
 mod stats;
+#[cfg(not(catga_loom))]
+mod stop;
 #[cfg(not(catga_loom))]
 mod tasks;
 #[cfg(not(catga_loom))]
@@ -92,10 +100,13 @@ pub use {
     client::{Client, ClientCall},
     cluster::List,
     context::{Context, ShardId},
+    doctor::doctor,
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
+    placement::{Placement, ShardPlace},
     reply::Reply,
     runtime::drive::Idle,
     service::{Routes, State},
     stats::{ShardStats, Stats},
+    stop::StopReport,
 };

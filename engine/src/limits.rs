@@ -92,6 +92,12 @@ pub const STUCK: Duration = Duration::from_secs(1);
 /// The watchdog looks at the shards this often.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 
+/// How long `run` drains after a signal, unless configured: then what is left is refused.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a stop waits, after draining is over, for handlers that have not returned. Their shards are left behind.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
+
 /// How long a dropped engine drains before what is left is refused.
 pub const DROP_DRAIN: Duration = Duration::from_millis(500);
 

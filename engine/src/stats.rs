@@ -137,6 +137,12 @@ counters! {
     broadcasts,
     /// Of these, how many were not handled by every listener, as far as is known.
     broadcasts_failed,
+    /// Calls that a stop ended before their answer came.
+    calls_stopped,
+    /// Async handlers that a stop ended before they came to an answer; they are in `cut` too.
+    tasks_stopped,
+    /// Stops whose time was over while this shard still had something to do.
+    drains_cut,
 }
 
 /// The counters of an engine, one set for each shard.

@@ -185,7 +185,7 @@ fn when_the_report_comes_every_listener_has_handled_the_event() {
     // The same from inside a shard, many at once.
     let ends = storm(&engine, &Storm { broadcasts: 300, ..CALM });
     assert_eq!((ends.handled, ends.listeners, shared.count()), (300, 1_500, 2_000));
-    let stats = engine.stop(LONG);
+    let stats = engine.stop(LONG).stats;
     assert_eq!(stats.sum(|shard| shard.broadcasts), 400);
     assert_eq!(stats.sum(|shard| shard.broadcasts_failed), 0);
     assert_eq!(stats.sum(|shard| shard.events_handled), 2_000);
@@ -232,7 +232,7 @@ fn a_listener_that_panics_is_the_failure_of_the_line_and_the_others_handle_the_e
     let report = block_on(client.broadcast(&trouble).within(LONG));
     assert_eq!(outcome(&report), Err(BroadcastError::Refused(Refusal::Poisoned)));
     assert_eq!(shared.count(), 4);
-    let stats = engine.stop(LONG);
+    let stats = engine.stop(LONG).stats;
     let sums = (
         stats.sum(|shard| shard.failed),
         stats.sum(|shard| shard.events_dropped),
@@ -251,7 +251,7 @@ fn a_deadline_of_zero_is_over_before_it_begins() {
     assert_eq!(outcome(&report), Err(BroadcastError::NotSent(NotSent::Deadline)));
     let ends = storm(&engine, &Storm { broadcasts: 10, within_ms: 0, ..CALM });
     assert_eq!(ends.no_room, 10);
-    assert_eq!(engine.stop(LONG).sum(|shard| shard.broadcasts_failed), 10);
+    assert_eq!(engine.stop(LONG).stats.sum(|shard| shard.broadcasts_failed), 10);
     assert_eq!(shared.count(), 0);
 }
 

@@ -266,7 +266,7 @@ fn handlers_that_call_back_beyond_all_credits_end_by_their_deadlines_and_leave_n
     // Each side's credits are held by calls that wait for calls back, which wait for the other side's credits.
     let _ = two_floods(&engine, 6_000, 6_000, true);
     assert_eq!(two_floods(&engine, 2_000, 100, true), [Ok(2_000), Ok(2_000)], "all is as before");
-    let stats = engine.stop(LONG);
+    let stats = engine.stop(LONG).stats;
     assert_eq!(stats.sum(|shard| shard.calls_live), 0);
 }
 
@@ -356,7 +356,7 @@ fn a_deadline_of_zero_is_over_before_it_begins() {
         Engine::builder().shards(1).service(|_| Store, |routes| routes.request(Store::give)).start().unwrap();
     let outcome = block_on(engine.client().send(&Give { bytes: 1 }).within(Duration::ZERO));
     assert_eq!(outcome.unwrap_err(), CallError::NotSent(NotSent::Deadline));
-    assert_eq!(engine.stop(LONG).sum(|shard| shard.handled), 0);
+    assert_eq!(engine.stop(LONG).stats.sum(|shard| shard.handled), 0);
 }
 
 #[test]
@@ -489,5 +489,5 @@ fn an_event_reaches_every_shard_and_a_keyed_one_its_owner() {
         "one shard owns the key: {:?}",
         extra()
     );
-    assert_eq!(engine.stop(LONG).sum(|shard| shard.events_handled), 53);
+    assert_eq!(engine.stop(LONG).stats.sum(|shard| shard.events_handled), 53);
 }

@@ -453,7 +453,7 @@ fn over_a_full_lane_a_call_that_does_not_wait_ends_at_once_as_full() {
         });
         full >= 50
     });
-    let stats = a.stop(Duration::ZERO);
+    let stats = a.stop(Duration::ZERO).stats;
     assert!(stats.sum(|shard| shard.sends_full) >= full);
     assert_eq!(stats.sum(|shard| shard.waits), 0, "nothing waits");
 }
@@ -497,7 +497,7 @@ fn a_broadcast_by_hand_reaches_all_listeners_of_the_node_and_is_answered_once() 
     assert_eq!((answer.kind, answer.code), (Kind::Refused, Refusal::Poisoned.code()));
     // The lane lives, and nothing is owed any more.
     eventually("no slot is held", || b.stats().sum(|shard| shard.calls_live) == 0);
-    let stats = b.stop(LONG);
+    let stats = b.stop(LONG).stats;
     assert_eq!((stats.sum(|shard| shard.broadcasts), stats.sum(|shard| shard.broadcasts_failed)), (9, 4));
     assert_eq!(stats.sum(|shard| shard.lanes_refused), 0);
 }

@@ -88,7 +88,9 @@ fn a_description_that_makes_no_sense_does_not_start() {
         .shards(1)
         .service(|_| -> Adder { panic!("in the constructor") }, |routes| routes.request(Adder::add))
         .start();
-    assert!(matches!(started.unwrap_err(), StartError::ServicePanicked { shard: ShardId(0) }));
+    assert!(
+        matches!(started.unwrap_err(), StartError::ServicePanicked { shard: ShardId(0), panic } if panic == "in the constructor")
+    );
     let off_loopback = catga::List::of(Vec::<String>::new()).node("a", "0.0.0.0:0");
     let started = Engine::builder().shards(1).cluster(off_loopback).start();
     assert!(matches!(started.unwrap_err(), StartError::OffLoopback { .. }));
@@ -115,7 +117,7 @@ fn stopping_ends_every_call_in_flight_and_refuses_the_next() {
             assert!(std::time::Instant::now() < end, "the calls never arrived");
             std::thread::yield_now();
         }
-        let stats = engine.stop(Duration::from_millis(20));
+        let stats = engine.stop(Duration::from_millis(20)).stats;
         for caller in callers {
             let outcome = caller.join().unwrap().unwrap_err();
             assert!(matches!(outcome, CallError::Unknown(Unknown::Cut | Unknown::Stopped)), "{outcome}");

@@ -112,7 +112,7 @@ fn many(calls: u32, bytes: u32, calls_max: u32) -> (Ends, catga::Stats) {
         .start()
         .unwrap();
     let ends = block_on(engine.client().send(&Many { calls, bytes }).within(LONG)).unwrap().to_owned();
-    (ends, engine.stop(LONG))
+    (ends, engine.stop(LONG).stats)
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_full_queue_of_the_own_shard_ends_a_call_at_once_as_full() {
     let calls = most + 900;
     let ends = block_on(engine.client().send(&Many { calls, bytes: 1 }).within(LONG)).unwrap().to_owned();
     assert_eq!((ends.replies, ends.full, ends.others), (most, 900, 0));
-    let stats = engine.stop(LONG);
+    let stats = engine.stop(LONG).stats;
     assert_eq!((stats.sum(|shard| shard.sends_full), stats.sum(|shard| shard.waits)), (900, 0));
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use catga_codec::OwnedFrame;
-use catga_discovery::sync::atomic::{AtomicBool, Ordering, fence};
+use catga_discovery::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 
 use crate::client::completion::Promise;
@@ -34,6 +34,8 @@ pub(crate) struct Inbox {
     /// Somebody has given up a call whose request the shard had taken.
     given_up: AtomicBool,
     doorbell: Arc<Doorbell<EventFd>>,
+    calls_turned_away: AtomicUsize,
+    events_turned_away: AtomicUsize,
 }
 
 impl Inbox {
@@ -44,6 +46,8 @@ impl Inbox {
             closed: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
             doorbell,
+            calls_turned_away: AtomicUsize::new(0),
+            events_turned_away: AtomicUsize::new(0),
         }
     }
 
@@ -121,8 +125,21 @@ impl Inbox {
 
     fn empty(&self) {
         // Dropping a promise tells its caller.
-        while self.queue.pop().is_some() {}
+        while let Some(inbound) = self.queue.pop() {
+            let turned_away = match inbound {
+                Inbound::Call(_) => &self.calls_turned_away,
+                Inbound::Event(_) => &self.events_turned_away,
+                Inbound::Lane(_) => continue, // its peer sees the connection end
+            };
+            turned_away.fetch_add(1, Ordering::Relaxed); // a count: partners with `turned_away`
+        }
         self.made_room(usize::MAX);
+    }
+
+    /// Calls and events that came in and were not taken, because the shard stopped.
+    pub(crate) fn turned_away(&self) -> (u64, u64) {
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed) as u64; // partners with `empty`
+        (read(&self.calls_turned_away), read(&self.events_turned_away))
     }
 }
 

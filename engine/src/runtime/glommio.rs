@@ -50,6 +50,8 @@ pub(crate) fn probe() -> Result<(), String> {
     }
 }
 
+const LOCKED_MEMORY: &str = "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)";
+
 fn remedy(error: &GlommioError<()>) -> &'static str {
     let code = match error {
         GlommioError::IoError(error) | GlommioError::EnhancedIoError { source: error, .. } => {
@@ -57,16 +59,19 @@ fn remedy(error: &GlommioError<()>) -> &'static str {
         }
         _ => None,
     };
+    let text = error.to_string();
+    // glommio looks at the limit itself before it makes a ring.
+    if text.contains("MemLockLimit") {
+        return LOCKED_MEMORY;
+    }
     // What fails inside the set-up of a ring comes as text, with the number in it.
-    match code.or_else(|| os_error(&error.to_string())).map(rustix::io::Errno::from_raw_os_error) {
+    match code.or_else(|| os_error(&text)).map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
             "io_uring is forbidden here: allow io_uring_setup, io_uring_enter and io_uring_register in the container's \
              seccomp profile, and check sysctl kernel.io_uring_disabled"
         }
         Some(rustix::io::Errno::NOSYS) => "this kernel has no io_uring: 5.8 or later is needed",
-        Some(rustix::io::Errno::NOMEM) => {
-            "too little locked memory: raise `ulimit -l` (8 MiB and up, or unlimited)"
-        }
+        Some(rustix::io::Errno::NOMEM) => LOCKED_MEMORY,
         _ => "io_uring is not usable here",
     }
 }
@@ -140,6 +145,8 @@ mod tests {
                 assert!(text.contains(remedy_says), "{code}: {text}");
             }
         }
+        let limit = io::Error::other("MemLockLimit(65536/524288)");
+        assert!(remedy(&GlommioError::IoError(limit)).contains("ulimit -l"));
         assert_eq!(os_error("no number"), None);
     }
 }

@@ -65,3 +65,11 @@ pub(crate) trait World {
 pub(crate) trait Wait {
     async fn wait(&mut self, timeout: Duration) -> io::Result<()>;
 }
+
+/// Whether shards can wait in io_uring here; if not, the cause and the cure, parted by a semicolon.
+pub(crate) fn io_uring_usable() -> Result<(), String> {
+    #[cfg(feature = "glommio")]
+    return glommio::probe();
+    #[cfg(not(feature = "glommio"))]
+    Err("this build has no io_uring; build with the feature `glommio`".into())
+}

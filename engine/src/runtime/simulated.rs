@@ -39,6 +39,8 @@ use crate::client::Client;
 use crate::cluster::List;
 use crate::context::Context;
 use crate::engine::RuntimeKind;
+use crate::limits::SHARDS_MAX;
+use crate::placement::{Machine, Placement, Wish};
 use crate::runtime::Token;
 use crate::shard::core::Core;
 use crate::shard::{Control, Shard, Turn};
@@ -162,9 +164,11 @@ impl Simulation {
         let SimulatedNode { description, starts, running } = &mut self.nodes[node];
         assert!(running.is_none(), "the node runs");
         *starts += 1;
-        // Cores are not pinned here; shards may be more than there are.
-        let builder = Engine::builder().shards(description.shards);
-        let mut plan = (description.describe)(builder).plan(RuntimeKind::Epoll, None).unwrap();
+        // Cores are not pinned here, and this machine's do not count.
+        let wish = Wish { shards: Some(description.shards), ..Wish::default() };
+        let placement = Placement::choose(&wish, &Machine::of_equal_cores(SHARDS_MAX)).unwrap();
+        let builder = (description.describe)(Engine::builder());
+        let mut plan = builder.plan(placement, RuntimeKind::Epoll, None).unwrap();
         let shared = Arc::get_mut(&mut plan.shared).expect("nobody has a client yet");
         shared.clock = Clock::Virtual(self.clock.clone());
         let list =

@@ -18,7 +18,8 @@ use crate::time::Time;
 
 /// Readiness reports taken at a time.
 const EVENTS: usize = 64;
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted.
+pub(crate) const BACKLOG: i32 = 1024;
 
 const DOORBELL: u64 = u64::MAX;
 const LISTENER: u64 = u64::MAX - 1;

@@ -171,6 +171,10 @@ impl Core {
         self.now.set(now);
     }
 
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
     pub(crate) fn set_stopping(&self) {
         self.stopping.set(true);
     }
@@ -420,6 +424,10 @@ impl Core {
         let deadline = self.calls.borrow_mut().waiting(call);
         let contract = self.calls.borrow_mut().contract(call);
         let Some(deadline) = deadline else { return pool::give(frame) };
+        if self.stopping.get() {
+            pool::give(frame);
+            return self.complete(call, Ending::NotSent(NotSent::Stopping), |_| ());
+        }
         match self.destination_of(&frame, contract) {
             Destination::Nowhere(reason) => {
                 pool::give(frame);

@@ -5,7 +5,7 @@ use catga_codec::{CallId, ForeignFrame, Kind};
 use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::client::inbox::Inbound;
 use crate::context::Context;
-use crate::error::{NotSent, Unknown};
+use crate::error::{NotSent, Refusal, Unknown};
 use crate::lane::io::Ended;
 use crate::lane::outcome::{Fate, Step};
 use crate::pool;
@@ -147,7 +147,10 @@ impl Core {
                 let mut to = ReplyTo::Lane { lane, call: header.call };
                 let deadline = now.after_micros(header.remaining_us);
                 let away = self.lanes.borrow_mut().turns_away(lane, header.message);
-                if let Some(refusal) = away {
+                if self.is_stopping() {
+                    // Peers may go on sending: they are told to go elsewhere, or this node would never drain.
+                    self.refuse(&mut to, Refusal::Stopping);
+                } else if let Some(refusal) = away {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
                     self.serve(&header, Incoming::Foreign(frame), ctx, &mut to, deadline);

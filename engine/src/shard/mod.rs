@@ -8,6 +8,7 @@ pub(crate) mod core;
 pub(crate) mod lanes;
 pub(crate) mod mesh;
 pub(crate) mod reply_to;
+pub(crate) mod thread;
 mod turn;
 
 pub(crate) use turn::Turn;
@@ -16,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::call::table::LaneKey;
@@ -40,13 +41,15 @@ pub(crate) struct Control {
     phase: AtomicU8,
     /// Nanoseconds: when draining has to be over.
     drain_until: AtomicU64,
+    /// Shards that take nothing new and have nothing to do, or are gone.
+    quiet: AtomicUsize,
 }
 
 const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
 
 impl Control {
-    /// No new calls; what is in flight may end until `until`.
+    /// No new calls; what is in flight may end until `until`. Said again, it changes the time.
     pub(crate) fn drain(&self, until: Time) {
         self.drain_until.store(until.as_nanos(), Ordering::Relaxed);
         // Release: pairs with the Acquire in `draining`, which reads the deadline afterwards.
@@ -59,6 +62,21 @@ impl Control {
         // Acquire: pairs with the Release in `drain`. While the engine runs nobody writes here, so the line is shared.
         (self.phase.load(Ordering::Acquire) != RUNNING)
             .then(|| Time::from_nanos(self.drain_until.load(Ordering::Relaxed)))
+    }
+
+    /// A shard has become quiet, or has found something to do again. A shard may only end when all are quiet: the others
+    /// may send it something until then.
+    fn set_quiet(&self, quiet: bool) {
+        // Release: pairs with the Acquire in `quiet`. What the shard put into rings before is seen by who sees it quiet.
+        if quiet {
+            self.quiet.fetch_add(1, Ordering::Release);
+        } else {
+            self.quiet.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    fn quiet(&self) -> usize {
+        self.quiet.load(Ordering::Acquire) // pairs with the Release in `set_quiet`
     }
 }
 
@@ -97,8 +115,13 @@ pub(crate) struct Shard {
     tokens: Vec<Token>,
     due: Vec<LaneKey>,
     ended: Vec<Ended>,
-    stopped: bool,
+    /// It takes nothing new: the engine is stopping.
+    refusing: bool,
+    /// It has told the others that it has nothing to do.
+    quiet: bool,
+    /// It has ended what had not ended, and only writes what is unsent.
     closing: bool,
+    stopped: bool,
 }
 
 impl Shard {
@@ -127,8 +150,10 @@ impl Shard {
             tokens: Vec::new(),
             due: Vec::new(),
             ended: Vec::new(),
-            stopped: false,
+            refusing: false,
+            quiet: false,
             closing: false,
+            stopped: false,
         }
     }
 
@@ -155,5 +180,9 @@ impl Drop for Shard {
         self.core.pulse.rest();
         // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
         self.inbox().close();
+        // By a panic it may end before it was quiet: nobody waits for it then.
+        if !self.quiet {
+            self.control.set_quiet(true);
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! blocks. Answers come before requests, because they free credits and wake tasks; what the turn has written becomes
 //! visible at its end, once for each ring and each lane.
 
+use catga_codec::Kind;
+
 use crate::call::table::Ending;
 use crate::call::table::Wake;
 use crate::client::inbox::Inbound;
@@ -119,6 +121,9 @@ impl Shard {
         if self.inbox().is_empty() {
             return 0;
         }
+        if self.refusing {
+            return 0; // whoever pushed it after the inbox was closed takes it out again
+        }
         let waiting = self.inbox().len() as u64;
         if waiting > self.core.counters.inbox_calls_max.read() {
             self.core.counters.inbox_calls_max.set(waiting);
@@ -223,20 +228,18 @@ impl Shard {
 
     fn stop_if_drained(&mut self, now: Time) {
         let Some(until) = self.control.draining() else { return };
-        self.core.set_stopping();
-        if !self.closing {
+        if !self.refusing {
             // From here on nothing new comes in; what is in flight may end.
+            self.refusing = true;
+            self.core.set_stopping();
             self.inbox().close();
-            let busy = self.core.tasks_running() > 0
-                || self.core.calls.borrow().live() > 0
-                || self.core.has_work_here()
-                || self.core.mesh.borrow().iter().flatten().any(|peer| peer.unanswered() > 0)
-                || self.arrivals.iter_mut().flatten().any(|arrivals| arrivals.pending())
-                || !self.core.lanes.borrow().are_idle();
-            if busy && now < until {
+        }
+        if !self.closing {
+            let drained = self.is_drained();
+            if !drained && now < until {
                 return;
             }
-            self.give_up_rest();
+            self.give_up_rest(drained);
             self.core.lanes.borrow_mut().close_all(CloseReason::Stopping);
             self.closing = true;
         }
@@ -247,9 +250,42 @@ impl Shard {
         }
     }
 
+    /// Whether all that was in flight has ended, here and on the other shards.
+    fn is_drained(&mut self) -> bool {
+        let quiet = self.core.tasks_running() == 0
+            && self.core.calls.borrow().live() == 0
+            && !self.core.has_work_here()
+            && !self.core.mesh.borrow().iter().flatten().any(|peer| peer.unanswered() > 0)
+            && !self.has_arrivals()
+            && self.core.lanes.borrow().are_idle();
+        if quiet != self.quiet {
+            self.quiet = quiet;
+            self.control.set_quiet(quiet);
+        }
+        // Looks at the rings again after the others were seen quiet: they may have sent something just before.
+        quiet && self.control.quiet() >= self.inboxes.len() && !self.has_arrivals()
+    }
+
+    fn has_arrivals(&mut self) -> bool {
+        self.arrivals.iter_mut().flatten().any(|arrivals| arrivals.pending())
+    }
+
     /// What has not ended when draining is over ends now.
-    fn give_up_rest(&mut self) {
+    fn give_up_rest(&mut self, drained: bool) {
+        let counters = self.core.counters.clone();
+        counters.drains_cut.add(u64::from(!drained));
+        counters.tasks_stopped.add(self.core.tasks_running() as u64);
         self.core.end_tasks(&self.ctx, |_, _| true);
+        counters.events_dropped.add(self.core.drop_here());
+        for arrivals in self.arrivals.iter_mut().flatten() {
+            // Requests among these are ended by who sent them.
+            arrivals.requests(usize::MAX, |header, arrived| {
+                counters.events_dropped.add(u64::from(header.kind == Kind::Event));
+                if let Arrived::ByHandle(frame) = arrived {
+                    crate::pool::give(frame);
+                }
+            });
+        }
         let mut ended: Vec<Wake<ReplyTo>> = Vec::new();
         self.core.calls.borrow_mut().end_where(
             |target| {
@@ -262,6 +298,7 @@ impl Shard {
             },
             |wake| ended.push(wake),
         );
+        counters.calls_stopped.add(ended.len() as u64);
         for wake in ended {
             self.core.wake(wake);
         }
@@ -274,8 +311,8 @@ impl Shard {
             && !self.inbox().has_given_up()
             && self.ready.is_empty()
             && !self.core.has_work_here()
-            && !self.arrivals.iter_mut().flatten().any(|arrivals| arrivals.pending())
-            && self.control.draining().is_none()
+            && !self.has_arrivals()
+            && (self.refusing || self.control.draining().is_none())
     }
 
     /// How long the shard may sleep if nobody wakes it.
@@ -283,7 +320,8 @@ impl Shard {
         /// Some timer is never far away, but a lost wake-up of the machine should not hang a service.
         const LONGEST: Duration = Duration::from_millis(500);
         let mut wake = self.core.calls.borrow().next_expiry().min(self.core.lanes.borrow().next_tick());
-        if self.core.tasks_running() > 0 {
+        // Nothing rings when another shard becomes quiet.
+        if self.core.tasks_running() > 0 || self.refusing {
             wake = wake.min(now + Duration::from_millis(1));
         }
         wake.since(now).min(LONGEST)

@@ -114,7 +114,7 @@ impl Driven {
     /// Ends the engine, and makes the row of what was measured.
     pub(crate) fn finish(self, measured: Measured, spent: Spent) -> Result<RoundResult, Broken> {
         let runtime = runtime(&self.engine);
-        let doubled = self.engine.stop(DRAIN).sum(|shard| shard.answers_late);
+        let doubled = self.engine.stop(DRAIN).stats.sum(|shard| shard.answers_late);
         if measured.errors == 0 && doubled > 0 {
             return Err(Broken::Doubled { extra: doubled, sent: measured.sent_in_all });
         }

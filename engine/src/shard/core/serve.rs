@@ -116,6 +116,19 @@ impl Core {
         limit
     }
 
+    /// Drops what waits for handlers of this shard. Returns how many events were among it; requests' callers are told.
+    pub(crate) fn drop_here(&self) -> u64 {
+        let mut events = 0;
+        for Here { frame, mut to, .. } in std::mem::take(&mut *self.here.borrow_mut()) {
+            match frame.header() {
+                Some(header) if header.kind == Kind::Event => events += 1,
+                _ => self.refuse(&mut to, Refusal::Stopping),
+            }
+            pool::give(frame);
+        }
+        events
+    }
+
     pub(crate) fn has_work_here(&self) -> bool {
         !self.here.borrow().is_empty()
     }
