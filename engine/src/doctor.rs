@@ -18,10 +18,10 @@ use crate::placement::{Machine, Placement, Wish};
 use crate::runtime::sockets::BACKLOG;
 use crate::time::Time;
 
-/// Descriptors of a shard without lanes: its epoll and eventfd, and the rings and timers of its runtime.
-const FILES_PER_SHARD: u64 = 16;
-/// Descriptors that a process has open for itself.
-const FILES_OF_PROCESS: u64 = 32;
+/// Descriptors of a shard without lanes: its epoll and eventfd, and the rings and eventfd of its runtime.
+const FILES_PER_SHARD: u64 = 6;
+/// The least that a process has open for itself.
+const FILES_OF_PROCESS: u64 = 4;
 /// Locked memory that is enough for the rings of many shards.
 const LOCKED_BYTES_MIN: u64 = 8 * 1024 * 1024;
 /// A read of the clock that takes longer is a system call.
@@ -370,8 +370,8 @@ mod tests {
         assert_finds(&locked_memory(Some(64 << 10)), Status::Warning, "ulimit -l");
         assert_finds(&open_files(None, 2), Status::Ok, "no limit");
         assert_finds(&open_files(Some(65_536), 2), Status::Ok, "65536");
-        assert_finds(&open_files(Some(1024), 2), Status::Warning, "room for 960 lanes");
-        assert_finds(&open_files(Some(63), 2), Status::Problem, "need 64");
+        assert_finds(&open_files(Some(1024), 2), Status::Warning, "room for 1008 lanes");
+        assert_finds(&open_files(Some(15), 2), Status::Problem, "need 16");
     }
 
     #[test]

@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use catga::prelude::*;
-use catga::{NotSent, Refusal, Runtime, Unknown};
+use catga::{Client, Failure, NotSent, Refusal, Runtime, Unknown};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use pollster::block_on;
 
 #[request(reply = Sum)]
@@ -21,6 +24,18 @@ struct Sum {
 }
 #[request]
 struct Hang {}
+/// Asks for a call to a service on another shard, and for an event when it has come back.
+#[request]
+struct Relay {
+    hang: bool,
+}
+#[request]
+struct Boom {}
+/// Keeps its shard busy until the test lets it go on.
+#[request]
+struct Block {}
+#[event]
+struct Happened {}
 
 struct Adder;
 impl Adder {
@@ -29,6 +44,14 @@ impl Adder {
     }
     async fn hang(_: &State<Self>, _: &Archived<Hang>, _: &Context) -> Result<(), Fault> {
         std::future::pending().await
+    }
+}
+
+/// What is left of each instance when its shard is gone: nothing.
+struct Counted(Arc<()>);
+impl Counted {
+    fn heard(&mut self, _: &Archived<Happened>, _: &Context) {
+        assert!(Arc::strong_count(&self.0) > 1);
     }
 }
 struct OtherAdder;
@@ -96,6 +119,52 @@ fn a_description_that_makes_no_sense_does_not_start() {
     assert!(matches!(started.unwrap_err(), StartError::OffLoopback { .. }));
 }
 
+/// Waits until `done`, which has to be soon.
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_shard_that_cannot_start_stops_the_others_and_the_error_says_what_it_said() {
+    for runtime in [Runtime::Auto, Runtime::Epoll] {
+        let alive = Arc::new(());
+        let counted = alive.clone();
+        let start = Instant::now();
+        let started = Engine::builder()
+            .shards(3)
+            .runtime(runtime)
+            .service(move |_| Counted(counted.clone()), |routes| routes.event(Counted::heard))
+            .service_on(
+                [1],
+                |shard| -> Adder { panic!("no room on {shard}") },
+                |routes| routes.request(Adder::add),
+            )
+            .start();
+        let text = started.unwrap_err().to_string();
+        assert!(text.contains("while shard 1 was made: no room on shard 1"), "{text}");
+        assert_eq!(Arc::strong_count(&alive), 1, "the instances of the other shards are gone");
+        assert!(start.elapsed() < Duration::from_secs(20), "it waited for something");
+    }
+}
+
+#[test]
+fn the_placement_before_the_start_is_that_of_the_engine() {
+    let description = || Engine::builder().shards(3).runtime(Runtime::Epoll);
+    let before = description().placement().unwrap();
+    let engine = description().start().unwrap();
+    assert_eq!(engine.placement().shards(), before.shards());
+    assert_eq!(engine.placement().reason(), "as many as were asked for");
+    let table = engine.placement().to_string();
+    assert!(table.starts_with("3 shards: as many") && table.contains("wait in: epoll"), "{table}");
+    let refused = Engine::builder().shards(0).placement();
+    assert!(matches!(refused.unwrap_err(), StartError::Shards(0)));
+}
+
 #[test]
 fn stopping_ends_every_call_in_flight_and_refuses_the_next() {
     for runtime in [Runtime::Auto, Runtime::Epoll] {
@@ -112,17 +181,17 @@ fn stopping_ends_every_call_in_flight_and_refuses_the_next() {
                 std::thread::spawn(move || block_on(client.send(&Hang {}).within(Duration::from_secs(600))))
             })
             .collect();
-        let end = std::time::Instant::now() + Duration::from_secs(30);
-        while engine.stats().sum(|shard| shard.handled) < 8 {
-            assert!(std::time::Instant::now() < end, "the calls never arrived");
-            std::thread::yield_now();
-        }
-        let stats = engine.stop(Duration::from_millis(20)).stats;
+        until("the calls arrive", || engine.stats().sum(|shard| shard.handled) == 8);
+        let report = engine.stop(Duration::from_millis(20));
         for caller in callers {
             let outcome = caller.join().unwrap().unwrap_err();
             assert!(matches!(outcome, CallError::Unknown(Unknown::Cut | Unknown::Stopped)), "{outcome}");
         }
-        assert_eq!(stats.sum(|shard| shard.cut), 8);
+        assert_eq!(report.stats.sum(|shard| shard.cut), 8);
+        assert_eq!(report.stats.sum(|shard| shard.tasks_stopped), 8);
+        assert!(report.stats.sum(|shard| shard.drains_cut) > 0);
+        assert!(!report.drained && report.tasks_cut == 8 && report.stuck.is_empty(), "{report}");
+        assert!(report.took >= Duration::from_millis(20), "{report}");
         let late = block_on(client.send(&Add { left: 1, right: 2 })).unwrap_err();
         assert!(matches!(
             late,
@@ -131,10 +200,220 @@ fn stopping_ends_every_call_in_flight_and_refuses_the_next() {
     }
 }
 
+/// Calls from its own shard to the other, where `Adder` is.
+struct Relayer;
+impl Relayer {
+    async fn relay(_: &State<Self>, ask: &Archived<Relay>, ctx: &Context) -> Result<(), Fault> {
+        let outcome = if ask.hang {
+            ctx.send(&Hang {})
+                .within(Duration::from_secs(600))
+                .await
+                .map(drop)
+                .map_err(|error| error.to_string())
+        } else {
+            let sum = ctx.send(&Add { left: 1, right: 1 }).await;
+            sum.map(drop).map_err(|error| error.to_string())
+        };
+        ctx.publish(&Happened {});
+        outcome.map_err(Fault::new)
+    }
+    fn boom(&mut self, _: &Archived<Boom>, _: &Context) -> Result<(), Fault> {
+        panic!("a handler of the test panics")
+    }
+}
+
+fn busy_engine(runtime: Runtime) -> Engine {
+    Engine::builder()
+        .shards(2)
+        .runtime(runtime)
+        .service_on([0], |_| Relayer, |routes| routes.request_async(Relayer::relay))
+        .service_on([0], |_| Relayer, |routes| routes.request(Relayer::boom))
+        .service_on([1], |_| Adder, |routes| routes.request_async(Adder::hang).request(Adder::add))
+        .start()
+        .unwrap()
+}
+
+/// Keeps a thousand calls in flight until the engine takes no more. Returns how many were made, and how many ended.
+fn load(client: &Client, begun: &AtomicU64, panics: &AtomicU64) -> (u64, u64) {
+    let (mut made, mut ended, mut stopping) = (0, 0, false);
+    let mut calls = FuturesUnordered::new();
+    loop {
+        while !stopping && calls.len() < 1000 {
+            made += 1;
+            calls.push(async move {
+                let (long, number) = (Duration::from_secs(600), made);
+                let outcome = match number % 8 {
+                    0 => client.send(&Boom {}).within(long).await.map(drop),
+                    1 => client.send(&Hang {}).within(long).await.map(drop),
+                    2 => client.send(&Relay { hang: true }).within(long).await.map(drop),
+                    3 | 4 => client.send(&Relay { hang: false }).within(long).await.map(drop),
+                    _ => client.send(&Add { left: 2, right: 3 }).within(long).await.map(drop),
+                };
+                match outcome {
+                    Err(CallError::NotSent(NotSent::Stopping) | CallError::Refused(Refusal::Stopping)) => {
+                        true
+                    }
+                    Err(CallError::Failed(Failure::Panicked)) => {
+                        panics.fetch_add(1, Ordering::Relaxed);
+                        false
+                    }
+                    _ => false,
+                }
+            });
+        }
+        match block_on(calls.next()) {
+            Some(refused) => stopping |= refused,
+            None => return (made, ended),
+        }
+        ended += 1;
+        begun.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_stop_under_load_from_all_sides_leaves_no_call_without_an_outcome() {
+    for runtime in [Runtime::Auto, Runtime::Epoll] {
+        let engine = busy_engine(runtime);
+        let (begun, panics) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (tell, told) = mpsc::channel();
+        for _ in 0..6 {
+            let (client, begun, panics, tell) =
+                (engine.client(), begun.clone(), panics.clone(), tell.clone());
+            std::thread::spawn(move || tell.send(load(&client, &begun, &panics)).unwrap());
+        }
+        until("the load is on", || begun.load(Ordering::Relaxed) > 5000);
+        let report = engine.stop(Duration::from_millis(50));
+        for _ in 0..6 {
+            let (made, ended) = told.recv_timeout(Duration::from_secs(30)).expect("a call has no outcome");
+            assert_eq!(made, ended);
+        }
+        // Handlers that never end on one shard, and callers on the other that wait for them.
+        assert!(!report.drained && report.tasks_cut > 0 && report.calls_ended > 0, "{report}");
+        assert_eq!(report.calls_ended, report.stats.sum(|shard| shard.calls_stopped));
+        assert!(report.stuck.is_empty() && report.panicked.is_empty(), "{report}");
+        assert_eq!(panics.load(Ordering::Relaxed), 1, "the handler panicked once, and was poisoned");
+    }
+}
+
+/// Blocks its shard from when it says so until it may go on; or counts the events that it gets.
+struct Blocker {
+    entered: mpsc::Sender<()>,
+    go_on: mpsc::Receiver<()>,
+    heard: Arc<AtomicU64>,
+}
+impl Blocker {
+    fn block(&mut self, _: &Archived<Block>, _: &Context) -> Result<(), Fault> {
+        self.entered.send(()).unwrap();
+        self.go_on.recv().map_err(|_| Fault::new("the test is over"))
+    }
+    fn heard(&mut self, _: &Archived<Happened>, _: &Context) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// An engine of two shards; the first can be blocked. Returns what tells that it is, and what lets it go on.
+fn engine_to_block() -> (Engine, mpsc::Receiver<()>, mpsc::Sender<()>, Arc<AtomicU64>) {
+    let (entered, is_in) = mpsc::channel();
+    let (go, go_on) = mpsc::channel();
+    let heard = Arc::new(AtomicU64::new(0));
+    let ends = std::sync::Mutex::new(Some((entered, go_on, heard.clone())));
+    let engine = Engine::builder()
+        .shards(2)
+        .runtime(Runtime::Epoll)
+        .service_on(
+            [0],
+            move |_| {
+                let (entered, go_on, heard) = ends.lock().unwrap().take().unwrap();
+                Blocker { entered, go_on, heard }
+            },
+            |routes| routes.request(Blocker::block).event(Blocker::heard),
+        )
+        .service_on([1], |_| Adder, |routes| routes.request_async(Adder::hang).request(Adder::add))
+        .start()
+        .unwrap();
+    (engine, is_in, go, heard)
+}
+
+fn send_block(engine: &Engine) -> std::thread::JoinHandle<Result<(), CallError<Fault>>> {
+    let client = engine.client();
+    std::thread::spawn(move || block_on(client.send(&Block {}).within(Duration::from_secs(600))).map(drop))
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_a_handler_that_does_not_return() {
+    let (engine, is_in, go, _) = engine_to_block();
+    let (client, blocked) = (engine.client(), send_block(&engine));
+    is_in.recv().unwrap();
+    // One call and one event wait behind it.
+    let waiting = {
+        let client = client.clone();
+        std::thread::spawn(move || block_on(client.send(&Block {}).within(Duration::from_secs(600))))
+    };
+    client.publish(&Happened {}).unwrap();
+    // A call that is answered by the other shard comes after those: they stand in their inbox by now, or soon.
+    let report = {
+        block_on(client.send(&Add { left: 1, right: 1 })).unwrap();
+        engine.stop(Duration::from_millis(20))
+    };
+    assert_eq!(report.stuck, [ShardId(0)], "{report}");
+    assert!(!report.drained && report.took >= catga::limits::STOP_GRACE, "{report}");
+    assert!(report.took < Duration::from_secs(30), "{report}");
+    assert!(report.events_dropped == 1 && report.calls_refused <= 1, "{report}");
+    let refused = waiting.join().unwrap().unwrap_err();
+    assert!(matches!(refused, CallError::NotSent(NotSent::Stopping)), "{refused}");
+    assert!(!blocked.is_finished());
+    // It may still return: its caller has its answer then, and the thread ends.
+    go.send(()).unwrap();
+    blocked.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_ends_within_the_drain_ends_as_if_nothing_were() {
+    let (engine, is_in, go, heard) = engine_to_block();
+    let (client, blocked) = (engine.client(), send_block(&engine));
+    is_in.recv().unwrap();
+    let stopping = std::thread::spawn(move || engine.stop(Duration::from_secs(600)));
+    // The other shard says when the stop has begun; it has nothing to do, and waits for the one that has.
+    until("the stop begins", || {
+        matches!(
+            block_on(client.send(&Add { left: 1, right: 1 })),
+            Err(CallError::NotSent(NotSent::Stopping))
+        )
+    });
+    assert!(!stopping.is_finished());
+    go.send(()).unwrap();
+    blocked.join().unwrap().unwrap();
+    let report = stopping.join().unwrap();
+    assert!(report.drained && report.tasks_cut == 0 && report.calls_ended == 0, "{report}");
+    assert_eq!(report.stats.sum(|shard| shard.drains_cut), 0);
+    assert_eq!(heard.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn an_engine_that_is_dropped_stops_and_its_neighbour_goes_on() {
+    let (first, second) = (busy_engine(Runtime::Auto), busy_engine(Runtime::Epoll));
+    let (gone, stays) = (first.client(), second.client());
+    drop(first);
+    let refused = block_on(gone.send(&Add { left: 1, right: 1 })).unwrap_err();
+    assert!(matches!(refused, CallError::NotSent(NotSent::Stopping)), "{refused}");
+    assert_eq!(block_on(stays.send(&Add { left: 20, right: 22 })).unwrap().value.to_native(), 42);
+    let failed = block_on(stays.send(&Boom {})).unwrap_err();
+    assert!(matches!(failed, CallError::Failed(Failure::Panicked)), "{failed}");
+    let report = second.stop(Duration::from_secs(20));
+    assert!(report.drained, "{report}");
+}
+
 /// Threads and descriptors of this process.
 fn held() -> (usize, usize) {
     let count = |folder| std::fs::read_dir(folder).unwrap().count();
     (count("/proc/self/task"), count("/proc/self/fd"))
+}
+
+/// KiB of memory that this process has.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 fn use_some_engines() {
@@ -142,15 +421,18 @@ fn use_some_engines() {
         Engine::builder()
             .shards(2)
             .runtime(runtime)
-            .service(|_| Adder, |routes| routes.request(Adder::add))
+            .service(|_| Adder, |routes| routes.request(Adder::add).request_async(Adder::hang))
             .cluster(catga::List::of(Vec::<String>::new()).node("a", "127.0.0.1:0"))
             .start()
             .unwrap()
     };
     let (first, second) = (start(Runtime::Auto), start(Runtime::Epoll));
     for engine in [&first, &second] {
-        let sum = block_on(engine.client().send(&Add { left: 20, right: 22 })).unwrap();
+        let client = engine.client();
+        let sum = block_on(client.send(&Add { left: 20, right: 22 })).unwrap();
         assert_eq!(sum.value.to_native(), 42);
+        // One that expires, so that a task has been there.
+        block_on(client.send(&Hang {}).within(Duration::from_millis(1))).unwrap_err();
     }
     drop(first); // the one by a drop, the other by a stop
     second.stop(Duration::from_secs(5));
@@ -158,11 +440,12 @@ fn use_some_engines() {
 
 /// In a process of its own, so that what other tests hold does not count.
 #[test]
-fn thirty_starts_and_stops_leave_no_thread_and_no_descriptor() {
+fn a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory() {
     const ALONE: &str = "CATGA_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "thirty_starts_and_stops_leave_no_thread_and_no_descriptor", "--nocapture"])
+            .args(["--exact", "a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory"])
+            .arg("--nocapture")
             .env(ALONE, "1")
             .output()
             .unwrap();
@@ -171,10 +454,15 @@ fn thirty_starts_and_stops_leave_no_thread_and_no_descriptor() {
         assert!(alone.status.success(), "{text}");
         return;
     }
-    use_some_engines(); // what the first use keeps for good does not count
-    let before = held();
-    for _ in 0..15 {
+    for _ in 0..10 {
+        use_some_engines(); // what the first uses keep for good does not count
+    }
+    let (before, memory) = (held(), resident_kib());
+    for _ in 0..50 {
         use_some_engines();
     }
     assert_eq!(held(), before, "(threads, descriptors) after and before");
+    let grown = resident_kib().saturating_sub(memory);
+    println!("grown by {grown} KiB from {memory} KiB");
+    assert!(grown < 4 * 1024, "a hundred engines left {grown} KiB of memory");
 }

@@ -275,6 +275,8 @@ impl Shard {
         let counters = self.core.counters.clone();
         counters.drains_cut.add(u64::from(!drained));
         counters.tasks_stopped.add(self.core.tasks_running() as u64);
+        // Before the tasks end: they take their calls with them.
+        counters.calls_stopped.add(u64::from(self.core.calls.borrow().live()));
         self.core.end_tasks(&self.ctx, |_, _| true);
         counters.events_dropped.add(self.core.drop_here());
         for arrivals in self.arrivals.iter_mut().flatten() {
@@ -298,7 +300,6 @@ impl Shard {
             },
             |wake| ended.push(wake),
         );
-        counters.calls_stopped.add(ended.len() as u64);
         for wake in ended {
             self.core.wake(wake);
         }
