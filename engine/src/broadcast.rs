@@ -290,7 +290,7 @@ impl<'a, E: Event> ClientBroadcast<'a, E> {
         frame.encode(header, self.event).map_err(not_encoded)?;
         let listeners = self.client.shared().routes.listeners(E::type_index().get());
         let placement = listeners.map(|listeners| listeners.place(self.event.key()));
-        self.client.ask(placement, frame, Contract::of_event::<E>, true)
+        self.client.ask(placement, frame, Contract::of_event::<E>, false)
     }
 }
 

@@ -106,8 +106,8 @@ struct Parcel {
     frame: Option<OwnedFrame>,
     /// What the sender means by the message, to be compared with what a node means by it.
     contract: fn() -> Contract,
-    /// Whether the shard may let it wait for room.
-    may_wait: bool,
+    /// Whether it ends at once where there is no room on the shard's way on.
+    at_once: bool,
 }
 
 /// Where the answer to one foreign call is put.
@@ -123,6 +123,13 @@ impl std::fmt::Debug for Completion {
     }
 }
 
+/// What a foreign thread asks of a shard.
+pub(crate) struct Asked {
+    pub(crate) frame: OwnedFrame,
+    pub(crate) contract: fn() -> Contract,
+    pub(crate) at_once: bool,
+}
+
 /// The duty to answer a foreign call. Dropping it is an answer too.
 #[derive(Debug)]
 pub(crate) struct Promise {
@@ -132,10 +139,10 @@ pub(crate) struct Promise {
 
 impl Promise {
     /// Takes the request out. From here on a lost promise means that the handler may have run.
-    pub(crate) fn take_request(&mut self) -> Option<(OwnedFrame, fn() -> Contract, bool)> {
+    pub(crate) fn take_request(&mut self) -> Option<Asked> {
         let parcel = self.parcel.as_mut()?;
         parcel.ending = Ending::Unknown(Unknown::Stopped);
-        Some((parcel.frame.take()?, parcel.contract, parcel.may_wait))
+        Some(Asked { frame: parcel.frame.take()?, contract: parcel.contract, at_once: parcel.at_once })
     }
 
     /// Answers.
@@ -241,7 +248,7 @@ impl Client {
     /// # Errors
     /// As `send`.
     pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
-        let manner = Manner { may_wait: false, ..Manner::default() };
+        let manner = Manner { at_once: true, ..Manner::default() };
         ClientCall { manner, ..self.send(request) }
     }
 
@@ -264,7 +271,7 @@ impl Client {
         placement: Option<Placement<'_>>,
         frame: OwnedFrame,
         contract: fn() -> Contract,
-        may_wait: bool,
+        at_once: bool,
     ) -> Result<Arc<Completion>, NotSent> {
         let shared = &self.shared;
         let inbox = shared.inbox_for(placement);
@@ -272,7 +279,7 @@ impl Client {
             return Err(NotSent::Stopping);
         }
         let sealed =
-            Parcel { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), contract, may_wait };
+            Parcel { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), contract, at_once };
         let (parcel, completion) = match shared.idle.pop() {
             Some((mut parcel, completion)) => {
                 *parcel = sealed;
@@ -411,7 +418,7 @@ impl<R: Request> ClientCall<'_, R> {
         frame.encode(header, self.request).map_err(not_encoded)?;
         let routes = &self.client.shared.routes;
         let placement = routes.request(R::type_index().get()).map(|shards| shards.place(self.request.key()));
-        self.client.ask(placement, frame, Contract::of_request::<R>, self.manner.may_wait)
+        self.client.ask(placement, frame, Contract::of_request::<R>, self.manner.at_once)
     }
 }
 

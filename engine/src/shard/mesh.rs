@@ -467,3 +467,6 @@ fn drain(
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

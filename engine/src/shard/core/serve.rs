@@ -7,7 +7,7 @@ use super::{Core, Here, Try};
 use catga_codec::{CallId, Event, Header, Kind, LocalFrame, OwnedFrame};
 
 use crate::call::table::Ending;
-use crate::client::{Promise, event_header};
+use crate::client::{Asked, Promise, event_header};
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
@@ -268,7 +268,7 @@ impl Core {
 
     /// A foreign call or broadcast, taken out of the inbox.
     pub(crate) fn take_call(&self, mut promise: Promise, ctx: &mut Context) {
-        let Some((frame, contract, may_wait)) = promise.take_request() else { return };
+        let Some(Asked { frame, contract, at_once }) = promise.take_request() else { return };
         let Some(header) = frame.header() else { return };
         let deadline = self.now().after_micros(header.remaining_us);
         let mut to = ReplyTo::Client(promise);
@@ -276,7 +276,7 @@ impl Core {
             self.broadcast(frame, to, deadline);
             return;
         }
-        let go = if may_wait { Try::First } else { Try::Once };
+        let go = if at_once { Try::Once } else { Try::First };
         match frame.local() {
             Some(local) if self.is_ours(&header) => {
                 self.serve(&header, Incoming::Local(local), ctx, &mut to, deadline);
