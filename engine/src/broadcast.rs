@@ -283,7 +283,7 @@ impl<'a, E: Event> ClientBroadcast<'a, E> {
         let placement =
             shared.routes.listeners(E::type_index().get()).map(|listeners| listeners.place(event.key()));
         let shard = shared.shard_for(placement)?;
-        Ok(Letter { shard, frame, contract: Contract::of_event::<E>, within, may_wait: true })
+        Ok(Letter { shard, frame, contract: Contract::of_event::<E>, within, at_once: false })
     }
 }
 

@@ -93,7 +93,7 @@ impl Context {
     /// As `send`.
     #[inline]
     pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> Call<'a, R> {
-        Call::new(self, request, Manner { may_wait: false, ..Manner::default() })
+        Call::new(self, request, Manner { at_once: true, ..Manner::default() })
     }
 
     /// Sends many requests and hands out each outcome as it comes, many in flight at once. See [`Batch`].

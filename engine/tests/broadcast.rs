@@ -103,6 +103,14 @@ impl Ear {
     }
 }
 
+/// Says how long a listener has.
+struct Clock(Arc<AtomicU64>);
+impl Clock {
+    fn noted(&mut self, _: &Archived<Noted>, ctx: &Context) {
+        self.0.store(ctx.remaining().as_micros() as u64, Ordering::SeqCst);
+    }
+}
+
 struct Fragile;
 impl Fragile {
     fn trouble(&mut self, trouble: &Archived<Trouble>, ctx: &Context) {
@@ -189,6 +197,32 @@ fn when_the_report_comes_every_listener_has_handled_the_event() {
     assert_eq!(stats.sum(|shard| shard.broadcasts), 400);
     assert_eq!(stats.sum(|shard| shard.broadcasts_failed), 0);
     assert_eq!(stats.sum(|shard| shard.events_handled), 2_000);
+}
+
+#[test]
+fn a_listener_has_what_is_left_of_the_broadcasts_time_and_a_published_event_the_default() {
+    let left = Arc::new(AtomicU64::new(0));
+    for shard in [0, 1] {
+        let clock = left.clone();
+        let engine = Engine::builder()
+            .shards(2)
+            .deadline(Duration::from_secs(1_000))
+            .service_on([shard], move |_| Clock(clock.clone()), |routes| routes.event(Clock::noted))
+            .service_on([0], |_| Caller, |routes| routes.request_async(Caller::storm))
+            .start()
+            .unwrap();
+        assert_eq!(storm(&engine, &CALM).handled, 1);
+        assert!((1..=30_000_000).contains(&left.swap(0, Ordering::SeqCst)), "thirty seconds");
+        // The handler has a minute, and so has what it broadcasts, whatever it asks for.
+        assert_eq!(storm(&engine, &Storm { within_ms: 900_000, ..CALM }).handled, 1);
+        assert!((1..=60_000_000).contains(&left.swap(0, Ordering::SeqCst)), "a minute");
+        let noted = Noted { filler: vec![] };
+        assert_eq!(outcome(&block_on(engine.client().broadcast(&noted).within(LONG))), Ok(1));
+        assert!((1..=60_000_000).contains(&left.swap(0, Ordering::SeqCst)), "a minute");
+        engine.client().publish(&noted).unwrap();
+        eventually("it is heard", || left.load(Ordering::SeqCst) == 1_000_000_000);
+        left.store(0, Ordering::SeqCst);
+    }
 }
 
 #[test]

@@ -4,14 +4,12 @@
 
 mod wire;
 
-use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Builder, Failure, List, NotSent, Refusal, Runtime, Unknown};
-use catga_codec::{CallId, Contract, Flags, Header, Kind};
+use catga_codec::{CallId, Contract, Header, Kind};
 use pollster::block_on;
 use wire::Peer;
 
@@ -29,15 +27,6 @@ struct Blob {
 }
 #[request]
 struct Hang {}
-/// Passes one `Give` on that may be sent again.
-#[request(reply = Blob)]
-struct Again {
-    bytes: u32,
-}
-#[event]
-struct Noted {
-    text: String,
-}
 /// Makes its calls from inside a shard.
 #[request(reply = Tally)]
 struct Relay {
@@ -89,20 +78,8 @@ impl Store {
     }
 }
 
-/// Listens.
-struct Ear;
-impl Ear {
-    fn noted(&mut self, noted: &Archived<Noted>, _: &Context) {
-        assert_ne!(noted.text.as_str(), "panic");
-    }
-}
-
 struct Relayer;
 impl Relayer {
-    async fn again(_: &State<Self>, again: &Archived<Again>, ctx: &Context) -> Result<Blob, Fault> {
-        let given = ctx.send(&Give { bytes: again.bytes.to_native() }).idempotent().within(LONG).await?;
-        Ok(Blob { bytes: given.bytes.to_vec() })
-    }
     async fn relay(_: &State<Self>, relay: &Archived<Relay>, ctx: &Context) -> Result<Tally, Fault> {
         let (calls, bytes) = (relay.calls.to_native(), relay.bytes.to_native());
         let mut tally = Tally { replies: 0, errors: 0 };
@@ -134,7 +111,7 @@ fn caller(shards: usize, runtime: Runtime, store: SocketAddr) -> Engine {
     Engine::builder()
         .shards(shards)
         .runtime(runtime)
-        .service(|_| Relayer, |routes| routes.request_async(Relayer::relay).request_async(Relayer::again))
+        .service(|_| Relayer, |routes| routes.request_async(Relayer::relay))
         .cluster(List::of([format!("b={store}")]).node("a", "127.0.0.1:0"))
         .start()
         .unwrap()
@@ -400,120 +377,6 @@ fn an_answer_of_another_type_is_no_reply_and_late_answers_find_nothing() {
     assert_eq!(a.stats().sum(|shard| shard.answers_late), 1);
     let fourth = block_on(client.send(&Give { bytes: 1 }).within(LONG)).unwrap();
     assert_eq!(fourth.bytes[..], [1, 2, 3]);
-    drop(a);
-    peer.join().unwrap();
-}
-
-#[test]
-fn an_idempotent_request_says_so_in_its_header_and_others_do_not() {
-    let (listener, endpoint) = nobody();
-    let peer = std::thread::spawn(move || {
-        let mut peer = Peer::welcome(&listener, "b", &[Contract::of_request::<Give>()]);
-        let mut flags = Vec::new();
-        for _ in 0..3 {
-            let (ask, _) = peer.news().unwrap();
-            flags.push(ask.flags);
-            peer.say(Header { call: ask.call, ..Header::new(Kind::Reply) }, &Blob { bytes: vec![1] });
-        }
-        peer.closed();
-        flags
-    });
-    let a = caller(1, Runtime::Auto, endpoint);
-    let client = a.client();
-    // From a foreign thread, forwarded by a shard; and from inside a shard, archived into the lane.
-    assert!(block_on(client.send(&Give { bytes: 1 }).idempotent().within(LONG)).is_ok());
-    assert!(block_on(client.send(&Give { bytes: 1 }).within(LONG)).is_ok());
-    assert!(block_on(client.send(&Again { bytes: 1 }).within(LONG)).is_ok());
-    drop(a);
-    assert_eq!(peer.join().unwrap(), [Flags::IDEMPOTENT, Flags::NONE, Flags::IDEMPOTENT]);
-}
-
-#[test]
-fn over_a_full_lane_a_call_that_does_not_wait_ends_at_once_as_full() {
-    let (listener, endpoint) = nobody();
-    // A peer that grants calls and reads nothing.
-    let peer = std::thread::spawn(move || Peer::welcome(&listener, "b", &[Contract::of_request::<Take>()]));
-    let a = caller(1, Runtime::Auto, endpoint);
-    let client = a.client();
-    let _peer = peer.join().unwrap();
-    eventually("the lane is open", || a.stats().sum(|shard| shard.lanes_open) == 1);
-    let take = Take { blob: vec![1; 256 * 1024] };
-    // Some of them fill the socket's buffers and the lane's; nobody answers these.
-    let mut calls: Vec<_> = (0..100).map(|_| Box::pin(client.try_send(&take).within(LONG))).collect();
-    let mut full = 0;
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    eventually("most are told that the lane is full", || {
-        calls.retain_mut(|call| match call.as_mut().poll(&mut cx) {
-            Poll::Pending => true,
-            Poll::Ready(outcome) => {
-                assert_eq!(outcome.unwrap_err(), CallError::NotSent(NotSent::Full));
-                full += 1;
-                false
-            }
-        });
-        full >= 50
-    });
-    let stats = a.stop(Duration::ZERO).stats;
-    assert!(stats.sum(|shard| shard.sends_full) >= full);
-    assert_eq!(stats.sum(|shard| shard.waits), 0, "nothing waits");
-}
-
-#[test]
-fn a_broadcast_by_hand_reaches_all_listeners_of_the_node_and_is_answered_once() {
-    let b = Engine::builder()
-        .shards(3)
-        .service(|_| Ear, |routes| routes.event(Ear::noted))
-        .service_on([1], |_| Ear, |routes| routes.event(Ear::noted))
-        .cluster(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"))
-        .start()
-        .unwrap();
-    let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
-    assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
-    let event = |slot| Header { kind: Kind::Event, ..wire::request(slot) };
-    let calm = Noted { text: "calm".to_owned() };
-    for (slot, context) in [(1, 0), (2, 1), (3, 12_345), (4, u64::MAX)] {
-        let header = Header { context, key: 99, shard: 77, ..event(slot) };
-        peer.say(header, &calm);
-        let (answer, _) = peer.news().unwrap();
-        assert_eq!((answer.kind, answer.code, answer.call), (Kind::Handled, 4, header.call));
-    }
-    // One that is published names no call, and is not answered: the next answer is to another one.
-    peer.say(Header { call: CallId::default(), ..event(0) }, &calm);
-    // What nobody listens to, what is no archive, and what comes too late.
-    peer.say(event(5), &Tally { replies: 1, errors: 1 });
-    let (answer, _) = peer.news().unwrap();
-    assert_eq!((answer.kind, answer.code, answer.call), (Kind::Handled, 0, event(5).call));
-    peer.send(Header { message: <Noted as catga::Message>::ID, ..event(6) }, &[255; 3]);
-    let (answer, _) = peer.news().unwrap();
-    assert_eq!((answer.kind, answer.code), (Kind::Refused, Refusal::Unreadable.code()));
-    peer.say(Header { remaining_us: 0, ..event(7) }, &calm);
-    assert_eq!(peer.news().unwrap().0.code, Refusal::Expired.code());
-    // A listener that panics, and one that did.
-    peer.say(event(8), &Noted { text: "panic".to_owned() });
-    let (answer, _) = peer.news().unwrap();
-    assert_eq!((answer.kind, answer.code), (Kind::Failed, Failure::Panicked.code()));
-    peer.say(event(9), &calm);
-    let (answer, _) = peer.news().unwrap();
-    assert_eq!((answer.kind, answer.code), (Kind::Refused, Refusal::Poisoned.code()));
-    // The lane lives, and nothing is owed any more.
-    eventually("no slot is held", || b.stats().sum(|shard| shard.calls_live) == 0);
-    let stats = b.stop(LONG).stats;
-    assert_eq!((stats.sum(|shard| shard.broadcasts), stats.sum(|shard| shard.broadcasts_failed)), (9, 4));
-    assert_eq!(stats.sum(|shard| shard.lanes_refused), 0);
-}
-
-#[test]
-fn a_request_that_is_answered_as_an_event_has_no_readable_reply() {
-    let (listener, endpoint) = nobody();
-    let peer = std::thread::spawn(move || {
-        let mut peer = Peer::welcome(&listener, "b", &[Contract::of_request::<Give>()]);
-        let (ask, _) = peer.news().unwrap();
-        peer.send(Header { call: ask.call, code: 1, ..Header::new(Kind::Handled) }, &[]);
-        peer.closed();
-    });
-    let a = caller(1, Runtime::Auto, endpoint);
-    let outcome = block_on(a.client().send(&Give { bytes: 1 }).within(LONG));
-    assert_eq!(outcome.unwrap_err(), CallError::Unknown(Unknown::Unreadable));
     drop(a);
     peer.join().unwrap();
 }

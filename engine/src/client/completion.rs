@@ -55,8 +55,8 @@ pub(crate) struct Terms {
     /// What the sender means by the message, to be compared with what a node means by it.
     pub(crate) contract: fn() -> Contract,
     pub(crate) deadline: Time,
-    /// Whether the shard may let it wait for room.
-    pub(crate) may_wait: bool,
+    /// Whether it ends at once where there is no room on the way.
+    pub(crate) at_once: bool,
 }
 
 impl Parcel {

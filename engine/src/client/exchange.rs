@@ -27,7 +27,7 @@ pub(crate) struct Letter {
     pub(crate) frame: OwnedFrame,
     pub(crate) contract: fn() -> Contract,
     pub(crate) within: Duration,
-    pub(crate) may_wait: bool,
+    pub(crate) at_once: bool,
 }
 
 /// An ending, and the frame of an answer.
@@ -51,7 +51,7 @@ struct InFlight {
     completion: Arc<CachePadded<Completion>>,
     deadline: Time,
     shard: u16,
-    may_wait: bool,
+    at_once: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -94,7 +94,7 @@ impl<'a> Exchange<'a> {
         &self,
         write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
     ) -> Result<(InFlight, Promise), NotSent> {
-        let Letter { shard, frame, contract, within, may_wait } = write(self.shared)?;
+        let Letter { shard, frame, contract, within, at_once } = write(self.shared)?;
         if within.is_zero() {
             return Err(NotSent::Deadline);
         }
@@ -102,9 +102,9 @@ impl<'a> Exchange<'a> {
             return Err(NotSent::Stopping);
         }
         let deadline = self.shared.clock.now() + within;
-        let parcel = Parcel::new(frame, Terms { contract, deadline, may_wait });
+        let parcel = Parcel::new(frame, Terms { contract, deadline, at_once });
         let (promise, completion) = self.shared.calls.open(parcel).ok_or(NotSent::TooManyCalls)?;
-        Ok((InFlight { completion, deadline, shard, may_wait }, promise))
+        Ok((InFlight { completion, deadline, shard, at_once }, promise))
     }
 
     /// Tries to push. While there is no room the waker stands in the inbox's list.
@@ -113,7 +113,7 @@ impl<'a> Exchange<'a> {
         let mut pushed = inbox.push(Inbound::Call(promise));
         let mut waits = true;
         if let Err(full) = pushed {
-            waits = call.may_wait && inbox.wait(cx.waker());
+            waits = !call.at_once && inbox.wait(cx.waker());
             pushed = if waits { inbox.push(full) } else { Err(full) };
         }
         self.shared.calls.watch(call.deadline);

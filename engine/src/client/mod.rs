@@ -122,7 +122,7 @@ impl Client {
     /// # Errors
     /// As `send`.
     pub fn try_send<'a, R: Request>(&'a self, request: &'a R) -> ClientCall<'a, R> {
-        let manner = Manner { may_wait: false, ..Manner::default() };
+        let manner = Manner { at_once: true, ..Manner::default() };
         ClientCall { manner, ..self.send(request) }
     }
 
@@ -262,7 +262,7 @@ impl<R: Request> ClientCall<'_, R> {
             shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
         let shard = shared.shard_for(placement)?;
         let contract = Contract::of_request::<R>;
-        Ok(Letter { shard, frame, contract, within, may_wait: manner.may_wait })
+        Ok(Letter { shard, frame, contract, within, at_once: manner.at_once })
     }
 }
 

@@ -79,18 +79,12 @@ pub(crate) enum Try {
 }
 
 /// How a request is sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Manner {
     /// Flags of the request's header, besides `KEYED`.
     pub(crate) flags: Flags,
-    /// Whether it may wait for room.
-    pub(crate) may_wait: bool,
-}
-
-impl Default for Manner {
-    fn default() -> Self {
-        Self { flags: Flags::NONE, may_wait: true }
-    }
+    /// Whether it ends as `NotSent(Full)` instead of waiting for room.
+    pub(crate) at_once: bool,
 }
 
 /// How an attempt to send a request went.
@@ -284,7 +278,7 @@ impl Core {
             }
         };
         match no_room {
-            NoRoom::Wait if !manner.may_wait => {
+            NoRoom::Wait if manner.at_once => {
                 let reason = self.no_room_at_once(destination);
                 self.give_up(Some(call), reason)
             }

@@ -478,3 +478,6 @@ fn drain(
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -305,7 +305,7 @@ impl Core {
             self.broadcast(frame, to, terms.deadline);
             return;
         }
-        let go = if terms.may_wait { Try::First } else { Try::Once };
+        let go = if terms.at_once { Try::Once } else { Try::First };
         match frame.local() {
             Some(local) if self.is_ours(&header) => {
                 self.serve(&header, Incoming::Local(local), ctx, &mut to, terms.deadline);
