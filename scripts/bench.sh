@@ -17,7 +17,7 @@ previous=
 for word in "$@"; do
     if [[ $word == --rivals || $word == --only=rivals || "$previous $word" == "--only rivals" ||
         $word == --scenario=rivals/* || "$previous $word" == "--scenario rivals/"* ]]; then
-        program=(--manifest-path "$root/perf/rivals/Cargo.toml")
+        program=(--manifest-path "$root/perf/rivals/Cargo.toml" --target-dir "${CARGO_TARGET_DIR:-$root/target}")
     fi
     previous=$word
 done

@@ -12,6 +12,9 @@ use crate::scenario::{Facts, Pace, RoundResult};
 #[cfg(test)]
 const COLUMNS_MAX: usize = 100;
 
+/// Of all names but those of rivals, which make the table wider by as much as they are longer.
+const NAME_COLUMNS: usize = 24;
+
 /// A figure over the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
@@ -255,12 +258,14 @@ pub(crate) fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return String::new();
     }
+    let longest = rows.iter().map(|row| row.facts.name.len()).max();
+    let width = longest.unwrap_or_default().max(NAME_COLUMNS);
     let mut text = format!(
-        "\n{:24} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
+        "\n{:width$} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
         "scenario", "loop", "rate/s", "p50 µs", "p99", "p99.9", "max", "×floor", "alloc", "calls", "cpu µs"
     );
     for row in rows {
-        text.push_str(&line(row));
+        text.push_str(&line(row, width));
     }
     text.push_str(
         "\nloop: closed with so many in flight, or open. ×floor: 1 is as good as the floor, by rate, by p50\n\
@@ -273,7 +278,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-fn line(row: &Row) -> String {
+fn line(row: &Row, width: usize) -> String {
     let dash = || "-".to_owned();
     let latency = |pick: fn(&Latencies) -> Spread| {
         row.latency.as_ref().map_or_else(dash, |latencies| microseconds(pick(latencies).median))
@@ -294,7 +299,7 @@ fn line(row: &Row) -> String {
         Pace::Open { .. } => "open".into(),
     };
     let mut line = format!(
-        "{:24} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
+        "{:width$} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
         row.facts.name,
         pace,
         rate,

@@ -4,7 +4,9 @@
 //! messages are plain values of 16 bytes where the engine's are frames of 64, and it has no deadlines, no outcomes and no
 //! bounds but the capacity of its queue.
 
+mod actix_actor;
 mod flume_channel;
+mod kameo_actor;
 mod server;
 mod tokio_channel;
 
@@ -16,6 +18,8 @@ fn main() -> ExitCode {
     let rivals = [
         Row::all::<tokio_channel::TokioChannel>("tokio-channel"),
         Row::all::<flume_channel::FlumeChannel>("flume-channel"),
+        Row::all::<actix_actor::ActixActor>("actix"),
+        Row::all::<kameo_actor::KameoActor>("kameo"),
     ];
     catga_perf::main(rivals.into_iter().flatten().collect())
 }
