@@ -57,6 +57,9 @@ trap at_end EXIT
 
 if cargo fmt --version >/dev/null 2>&1; then
     step "format" cargo fmt --all --check
+    for manifest in engine/examples/from_axum/Cargo.toml perf/rivals/Cargo.toml; do
+        step "format of $manifest" cargo fmt --manifest-path "$manifest" --check
+    done
 else
     skip "format (rustup component add rustfmt)"
 fi
@@ -85,6 +88,8 @@ fi
 for example in hello two_nodes order_desk; do
     step "example $example" cargo run --quiet -p catga --example "$example"
 done
+# A workspace of its own, for its tree is heavy.
+step "example from_axum" cargo test --quiet --target-dir "$target" --manifest-path engine/examples/from_axum/Cargo.toml
 # Not for the figures, which an unoptimised build does not have: every reply is checked, on one node and between two.
 for scenario in floor/ring/1 local/cross-shard/64 lane/64; do
     step "load for a second: $scenario" cargo run --quiet -p catga-perf -- --scenario "$scenario" --seconds 1

@@ -178,7 +178,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not the archived form of a message",
     label = "expected `Archived<T>` of a message `T`",
-    note = "a handler takes `&Archived<T>`, where `T` has `#[request(..)]` or `#[event]`"
+    note = "a handler takes `&Archived<T>` and no `&T`, where `T` has `#[request(..)]` or `#[event]`"
 )]
 pub trait ArchivedMessage: Portable + Sized {
     /// The message that this is the archive of.
@@ -189,7 +189,7 @@ pub trait ArchivedMessage: Portable + Sized {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a request",
     label = "this message asks for no answer",
-    note = "put `#[request(reply = .., error = ..)]` on the type"
+    note = "put `#[request(reply = .., error = ..)]` on the type; an event is published, and handled by `routes.event`"
 )]
 pub trait Request: Message {
     /// What the handler answers.
@@ -209,7 +209,7 @@ pub trait Request: Message {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an event",
     label = "this message cannot be published",
-    note = "put `#[event]` on the type"
+    note = "put `#[event]` on the type; a request is sent, and handled by `routes.request`"
 )]
 pub trait Event: Message {
     /// The name of the field that is the key, if there is one.

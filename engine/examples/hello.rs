@@ -1,6 +1,8 @@
 //! The first service: one request, one reply, on every core of this machine.
 //!
-//! `cargo run --release --example hello`
+//! `cargo run --release --example hello`; with `-- --stats` it ends with what the shards have counted.
+
+use std::time::Duration;
 
 use catga::prelude::*;
 
@@ -37,6 +39,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in ["Ada", "Grace", "Edsger"] {
         let reply = pollster::block_on(client.send(&Hello { name: name.into() }))?;
         println!("{} ({} before)", reply.text, reply.greeted_before);
+    }
+    let report = engine.stop(Duration::from_millis(100));
+    if std::env::args().any(|word| word == "--stats") {
+        for (shard, counters) in report.stats.shards.iter().enumerate() {
+            for (label, count) in counters.labelled().into_iter().filter(|(_, count)| *count > 0) {
+                println!("shard {shard} {label} {count}");
+            }
+        }
     }
     Ok(())
 }

@@ -24,7 +24,8 @@ impl std::fmt::Display for ShardId {
     }
 }
 
-/// What a handler may do besides answering. It belongs to its shard and cannot leave it.
+/// What a handler may do besides answering. It belongs to its shard and cannot leave it: give another thread a
+/// [`Client`](crate::Client) instead.
 #[derive(Clone)]
 pub struct Context {
     core: Rc<Core>,

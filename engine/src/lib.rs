@@ -29,7 +29,8 @@
 //! # Ok::<(), StartError>(())
 //! ```
 //!
-//! The architecture, and a request's walk through it, are in `ARCHITECTURE.md`.
+//! What is promised, subject by subject, is in [`semantics`]. The architecture, and a request's walk through it, are in
+//! `ARCHITECTURE.md`.
 
 // The macros name their crate `::catga`; inside of it that is the crate itself.
 extern crate self as catga;
@@ -70,6 +71,9 @@ mod ring;
 mod route;
 #[cfg(not(catga_loom))]
 mod runtime;
+#[cfg(not(catga_loom))]
+#[doc = include_str!("semantics.md")]
+pub mod semantics {}
 #[cfg(not(catga_loom))]
 mod service;
 #[cfg(not(catga_loom))]

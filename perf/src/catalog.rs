@@ -2,19 +2,41 @@
 
 use crate::engine::driver::How;
 use crate::engine::lane::{self, Lane};
-use crate::engine::local::{AtRest, Local};
+use crate::engine::local::{AtRest, FromRest, Local};
 use crate::engine::orders::Orders;
+use crate::engine::whole::{self, Memory, Start};
 use crate::floor::locked::Locked;
 use crate::floor::ring::Ring;
 use crate::floor::tcp::{self, Tcp};
 use crate::options::Options;
+use crate::rest::Wake;
+use crate::rivals::Row;
 use crate::scenario::{Broken, Pace, Scenario};
 
 /// Of the row about the machine's CPU, whatever the reader's rate.
 const CPU_RATE_PER_S: u64 = 500_000;
 
-/// All of them, with the reader's rate and payload.
-pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
+/// What this program can run: its own scenarios, and rivals if it was built with some.
+#[derive(Default)]
+pub(crate) struct Catalog {
+    /// Of the program that was built with them.
+    pub(crate) rivals: Vec<Row>,
+}
+
+impl Catalog {
+    /// All scenarios.
+    pub(crate) fn scenarios(self, options: &Options) -> Vec<Box<dyn Scenario>> {
+        scenarios(options).into_iter().chain(self.rivals.into_iter().map(Row::into_scenario)).collect()
+    }
+
+    /// Their names, one a line.
+    pub(crate) fn names(self, options: &Options) -> String {
+        self.scenarios(options).iter().map(|scenario| format!("{}\n", scenario.facts().name)).collect()
+    }
+}
+
+/// Our own, with the reader's rate and payload.
+fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
     let payload = options.payload_bytes;
     let closed = |in_flight| Pace::Closed { in_flight };
     let open = Pace::Open { rate_per_s: options.rate_per_s };
@@ -22,6 +44,7 @@ pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
         Box::new(Ring::new("floor/ring/1", 1)),
         Box::new(Ring::new("floor/ring/64", 64)),
         Box::new(Ring::new("floor/ring/1024", 1_024)),
+        Box::new(Wake),
         Box::new(Tcp::spinning("floor/tcp/1", closed(1), payload)),
         Box::new(Tcp::spinning("floor/tcp/64", closed(64), payload)),
         Box::new(Tcp::spinning("floor/tcp/1024", closed(1_024), payload)),
@@ -39,7 +62,11 @@ pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
         Box::new(Local::client("local/client/1", 1, "floor/ring/1")),
         Box::new(Local::client("local/client/64", 64, "floor/ring/64")),
         Box::new(Local::client("local/client/1024", 1_024, "floor/ring/1024")),
+        Box::new(FromRest),
         Box::new(AtRest),
+        Box::new(Start),
+        Box::new(Memory { name: "local/memory/1", shards: 1 }),
+        Box::new(Memory { name: "local/memory/2", shards: 2 }),
         Box::new(Lane::spinning("lane/1", How::Futures, closed(1), "floor/tcp/1", payload)),
         Box::new(Lane::spinning("lane/64", How::Futures, closed(64), "floor/tcp/64", payload)),
         Box::new(Lane::spinning("lane/1024", How::Futures, closed(1_024), "floor/tcp/1024", payload)),
@@ -53,15 +80,11 @@ pub(crate) fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
     ]
 }
 
-/// Their names, one a line.
-pub(crate) fn names(options: &Options) -> String {
-    scenarios(options).iter().map(|scenario| format!("{}\n", scenario.facts().name)).collect()
-}
-
 /// The servers that scenarios start as their second process.
 pub(crate) fn serve(kind: &str, arguments: &[String]) -> Result<(), Broken> {
     match kind {
         tcp::SERVE => tcp::serve(arguments),
+        whole::SERVE => whole::serve(arguments),
         lane::SERVE => lane::serve(arguments),
         _ => Err(Broken::Peer(format!("there is no server '{kind}'"))),
     }

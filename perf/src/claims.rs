@@ -18,6 +18,8 @@ enum Figure {
     Allocations,
     Syscalls,
     Futexes,
+    /// Of an idle engine, in bytes.
+    Resident,
     /// CPU seconds each second, as a percentage of one core.
     CorePercent,
     /// The same, of all cores that the process may use.
@@ -34,6 +36,10 @@ enum Bound {
     AtLeastOfFloor(f64),
     /// The same.
     AtMostOfFloor(f64),
+    /// Of another row's figure in the same run.
+    AtLeastOf(f64, &'static str),
+    /// The same.
+    AtMostOf(f64, &'static str),
 }
 
 struct Claim {
@@ -51,6 +57,8 @@ const fn claim(scenario: &'static str, figure: Figure, bound: Bound) -> Claim {
 const fn claim_open(scenario: &'static str, offered_min_per_s: u64, figure: Figure, bound: Bound) -> Claim {
     Claim { scenario, figure, bound, offered_min_per_s: Some(offered_min_per_s) }
 }
+
+const MEBIBYTE: f64 = (1 << 20) as f64;
 
 /// What the project says it reaches.
 const CLAIMS: &[Claim] = &[
@@ -74,6 +82,11 @@ const CLAIMS: &[Claim] = &[
     claim("local/cross-shard/1024", Figure::Syscalls, Bound::Under(0.05)),
     claim("lane/1024", Figure::Syscalls, Bound::Under(0.05)),
     claim("local/idle", Figure::CorePercent, Bound::Under(1.0)),
+    claim("local/client/64", Figure::RatePerS, Bound::AtLeastOf(2.0, "rivals/tokio-channel/64")),
+    claim("local/client/park/1", Figure::P50Us, Bound::AtMostOf(1.2, "rivals/tokio-channel/park/1")),
+    claim("local/start", Figure::P50Us, Bound::Under(50_000.0)),
+    claim("local/memory/1", Figure::Resident, Bound::Under((16 + 4) as f64 * MEBIBYTE)),
+    claim("local/memory/2", Figure::Resident, Bound::Under((16 + 2 * 4) as f64 * MEBIBYTE)),
     claim("lane/payload/1024", Figure::BytesPerS, Bound::AtLeastOfFloor(0.6)),
     claim("lane/payload/16384", Figure::BytesPerS, Bound::AtLeastOfFloor(0.6)),
 ];
@@ -96,11 +109,15 @@ pub(crate) fn lines(rows: &[Row], floors: &Floors) -> String {
     let mut absent = 0;
     for claim in CLAIMS {
         let row = |name: &str| rows.iter().find(|row| row.facts.name == name);
-        let Some(measured) = row(claim.scenario) else {
+        let other = match claim.bound {
+            Bound::AtLeastOf(_, other) | Bound::AtMostOf(_, other) => Some(row(other)),
+            _ => None,
+        };
+        let (Some(measured), None | Some(Some(_))) = (row(claim.scenario), other) else {
             absent += 1;
             continue;
         };
-        let floor = measured.facts.floor.and_then(row);
+        let floor = other.flatten().or_else(|| measured.facts.floor.and_then(row));
         let (word, detail) = match claim.judge(measured, floor, floors) {
             Verdict::Held(detail) => ("held", detail),
             Verdict::Missed(detail) => ("MISSED", detail),
@@ -115,6 +132,7 @@ pub(crate) fn lines(rows: &[Row], floors: &Floors) -> String {
 }
 
 impl Claim {
+    /// `floor` is what the row is compared to: its floor, or the row that the claim names.
     fn judge(&self, row: &Row, floor: Option<&Row>, floors: &Floors) -> Verdict {
         let unproven = |why: &str| Verdict::Unproven(why.to_owned());
         if floors.prove_nothing() {
@@ -143,8 +161,8 @@ impl Claim {
         let (bound, least) = match (self.bound, floor.and_then(|floor| self.figure.of(floor))) {
             (Bound::AtLeast(bound), _) => (bound, true),
             (Bound::AtMost(bound) | Bound::Under(bound), _) => (bound, false),
-            (Bound::AtLeastOfFloor(share), Some(floor)) => (share * floor, true),
-            (Bound::AtMostOfFloor(share), Some(floor)) => (share * floor, false),
+            (Bound::AtLeastOfFloor(share) | Bound::AtLeastOf(share, _), Some(floor)) => (share * floor, true),
+            (Bound::AtMostOfFloor(share) | Bound::AtMostOf(share, _), Some(floor)) => (share * floor, false),
             (_, None) => return unproven("its floor was not run"),
         };
         self.verdict(measured, bound, least)
@@ -180,6 +198,8 @@ impl Claim {
             Bound::Under(bound) => format!("{name} < {}{rate}", self.figure.text(bound)),
             Bound::AtLeastOfFloor(share) => format!("{name} >= {} x floor", digits(share)),
             Bound::AtMostOfFloor(share) => format!("{name} <= {} x floor", digits(share)),
+            Bound::AtLeastOf(share, other) => format!("{name} >= {} x {other}", digits(share)),
+            Bound::AtMostOf(share, other) => format!("{name} <= {} x {other}", digits(share)),
         }
     }
 }
@@ -196,6 +216,7 @@ impl Figure {
             Self::Allocations => Some(row.allocations_per_request),
             Self::Syscalls => row.syscalls.map(|calls| calls.per_request),
             Self::Futexes => row.syscalls.and_then(|calls| calls.futexes_per_request),
+            Self::Resident => row.resident_bytes.map(|spread| spread.median),
             Self::CorePercent => Some(row.cores_busy * 100.0),
             Self::MachinePercent => {
                 let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -214,6 +235,7 @@ impl Figure {
             Self::Allocations => "allocations",
             Self::Syscalls => "system calls",
             Self::Futexes => "futex calls",
+            Self::Resident => "memory",
             Self::CorePercent => "of a core",
             Self::MachinePercent => "of the machine",
         }
@@ -226,6 +248,7 @@ impl Figure {
             Self::P50Us | Self::P99Us => format!("{} µs", digits(value)),
             Self::NsPerOp => format!("{} ns", digits(value)),
             Self::Allocations | Self::Syscalls | Self::Futexes => digits(value),
+            Self::Resident => format!("{} MiB", digits(value / MEBIBYTE)),
             Self::CorePercent | Self::MachinePercent => format!("{} %", digits(value)),
         }
     }
@@ -295,6 +318,19 @@ mod tests {
         assert!(matches!(verdict(&parked, &engine, Some(&floor)), Verdict::Held(_)));
         assert!(matches!(verdict(&parked, &row(&facts("a"), 1, 13.0), Some(&floor)), Verdict::Missed(_)));
         assert!(matches!(verdict(&parked, &engine, None), Verdict::Unproven(_)));
+    }
+
+    #[test]
+    fn a_claim_against_a_rival_is_judged_only_beside_it() {
+        let engine = row(&facts("local/client/64"), 2_000_000, 1.0);
+        let alone = lines(std::slice::from_ref(&engine), &Floors::default());
+        assert!(!alone.contains("local/client/64"), "{alone}");
+        for (rate, verdict) in [(900_000, "held"), (1_100_000, "MISSED")] {
+            let rival = row(&facts("rivals/tokio-channel/64"), rate, 1.0);
+            let text = lines(&[engine.clone(), rival], &Floors::default());
+            let line = text.lines().find(|line| line.contains("local/client/64")).unwrap();
+            assert!(line.starts_with(verdict) && line.contains("2.00 x rivals/tokio-channel/64"), "{line}");
+        }
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(crate) fn drive(
         ns_per_op: None,
         spent,
         bytes: None,
+        resident_bytes: None,
         runtime: "none",
     })
 }

@@ -34,7 +34,7 @@ usage: catga-perf [OPTIONS]           run scenarios, print the table and the cla
   --payload BYTES     payload of a request over TCP, lanes and buses (default: the 64-byte frame)
   --json FILE         also write one JSON object a line for each scenario
   --orders FILE       real orders for the order desk (CSV), instead of generated ones
-  --rivals            also build and run the rivals
+  --rivals            also run the rivals (scripts/bench.sh builds them)
   --record-floor      keep this run's floors on record for this CPU model
   --list              print the names of the scenarios
   --scenario NAME     run one scenario alone, for profiling: no floor, no claims
@@ -81,7 +81,7 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     /// Real orders.
     pub(crate) orders: Option<PathBuf>,
-    /// Build and run the rivals too.
+    /// Run the rivals too, where this program was built with them.
     pub(crate) rivals: bool,
     /// Keep the floors of this run on record.
     pub(crate) record_floor: bool,

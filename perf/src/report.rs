@@ -12,6 +12,9 @@ use crate::scenario::{Facts, Pace, RoundResult};
 #[cfg(test)]
 const COLUMNS_MAX: usize = 100;
 
+/// Of all names but those of rivals, which make the table wider by as much as they are longer.
+const NAME_COLUMNS: usize = 24;
+
 /// A figure over the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
@@ -87,6 +90,8 @@ pub(crate) struct Row {
     pub(crate) ns_per_op: Option<Spread>,
     /// Where the row is about that.
     pub(crate) bytes_per_s: Option<Spread>,
+    /// Where the row is about that: memory of an idle engine.
+    pub(crate) resident_bytes: Option<Spread>,
     /// Of all processes.
     pub(crate) allocations_per_request: f64,
     /// Of all processes.
@@ -140,6 +145,7 @@ impl Row {
             sampled_one_in: rounds.iter().map(|round| round.sampled_one_in).max().unwrap_or(1),
             ns_per_op: Spread::of(rounds.iter().filter_map(|round| round.ns_per_op)),
             bytes_per_s: Spread::of(rounds.iter().filter_map(|round| Some(rate(round.bytes?, round)))),
+            resident_bytes: Spread::of(rounds.iter().filter_map(|round| Some(round.resident_bytes? as f64))),
             allocations_per_request: sum(|round| round.spent.allocations) as f64 * each,
             cpu_us_per_request: cpu.as_secs_f64() * 1e6 * each,
             cores_busy: cpu.as_secs_f64() / elapsed.as_secs_f64().max(1e-9),
@@ -197,6 +203,7 @@ impl Row {
             .number("cores_busy", Some(self.cores_busy));
         object.number("payload_bytes", self.facts.payload_bytes.map(|bytes| bytes as f64));
         spread(&mut object, "bytes_per_s", self.bytes_per_s);
+        spread(&mut object, "resident_bytes", self.resident_bytes);
         object.text("runtime", self.runtime).object("machine", &machine.json());
         object
     }
@@ -251,17 +258,19 @@ pub(crate) fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return String::new();
     }
+    let longest = rows.iter().map(|row| row.facts.name.len()).max();
+    let width = longest.unwrap_or_default().max(NAME_COLUMNS);
     let mut text = format!(
-        "\n{:24} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
+        "\n{:width$} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
         "scenario", "loop", "rate/s", "p50 µs", "p99", "p99.9", "max", "×floor", "alloc", "calls", "cpu µs"
     );
     for row in rows {
-        text.push_str(&line(row));
+        text.push_str(&line(row, width));
     }
     text.push_str(
         "\nloop: closed with so many in flight, or open. ×floor: 1 is as good as the floor, by rate, by p50\n\
          (one in flight) or by p99 (open). alloc, calls (system calls) and cpu: a request, all processes.\n\
-         A row without requests shows its share of a core.\n",
+         A row without requests shows its share of a core, or what it holds in memory.\n",
     );
     if rows.iter().any(|row| row.sampled_one_in > 1) {
         text.push_str("Above 5 M/s latency is that of one request in 64, for floor and engine alike.\n");
@@ -269,15 +278,16 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-fn line(row: &Row) -> String {
+fn line(row: &Row, width: usize) -> String {
     let dash = || "-".to_owned();
     let latency = |pick: fn(&Latencies) -> Spread| {
         row.latency.as_ref().map_or_else(dash, |latencies| microseconds(pick(latencies).median))
     };
-    let first = match row.ns_per_op {
-        Some(operation) => format!("{}ns", digits(operation.median)),
-        None if row.requests == 0 => format!("{}%", digits(row.cores_busy * 100.0)),
-        None => latency(|all| all.p50),
+    let first = match (row.ns_per_op, row.resident_bytes) {
+        (Some(operation), _) => format!("{}ns", digits(operation.median)),
+        (None, Some(resident)) => format!("{}B", scaled(resident.median)),
+        _ if row.requests == 0 => format!("{}%", digits(row.cores_busy * 100.0)),
+        _ => latency(|all| all.p50),
     };
     let rate = match row.bytes_per_s {
         Some(bytes) => format!("{}B/s", scaled(bytes.median)),
@@ -289,7 +299,7 @@ fn line(row: &Row) -> String {
         Pace::Open { .. } => "open".into(),
     };
     let mut line = format!(
-        "{:24} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
+        "{:width$} {:>6} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6} {:>5} {:>6} {:>6}\n",
         row.facts.name,
         pace,
         rate,
@@ -368,6 +378,7 @@ pub(crate) mod tests {
             ns_per_op: None,
             spent: Spent::default(),
             bytes: None,
+            resident_bytes: None,
             runtime: "none",
         }
     }

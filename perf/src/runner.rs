@@ -11,9 +11,10 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use crate::catalog;
+use crate::catalog::Catalog;
 use crate::options::Options;
 use crate::report::Row;
+use crate::rivals;
 use crate::scenario::{Broken, Facts, Family, Pace, Round, RoundResult, Scenario, Stop};
 use crate::tracepoint::Kernel;
 
@@ -76,8 +77,8 @@ impl Plan {
 }
 
 /// Runs what the options select. The error is about the selection; everything later is in the [`Run`].
-pub(crate) fn run(options: &Options, stop: &Stop) -> Result<Run, String> {
-    let chosen = select(catalog::scenarios(options), options)?;
+pub(crate) fn run(options: &Options, catalog: Catalog, stop: &Stop) -> Result<Run, String> {
+    let chosen = select(catalog.scenarios(options), options)?;
     let plan = Plan::of(options);
     let mut skipped = Vec::new();
     let mut entries = Vec::new();
@@ -242,13 +243,17 @@ fn select(all: Vec<Box<dyn Scenario>>, options: &Options) -> Result<Vec<Box<dyn 
         };
     }
     let Some(family) = options.only else { return Ok(all) };
-    let floors: Vec<_> =
-        all.iter().map(|scenario| scenario.facts()).filter(|facts| facts.family == family).collect();
-    if floors.is_empty() && family != Family::Rivals {
+    // Rivals come with the rows that answer them, and with whatever else was asked for if they were, too.
+    let wanted = |facts: &Facts| match facts.family {
+        Family::Rivals => options.rivals || family == Family::Rivals,
+        _ => facts.family == family || family == Family::Rivals && rivals::is_answer_to_rivals(facts),
+    };
+    let wanted: Vec<_> = all.iter().map(|scenario| scenario.facts()).filter(|facts| wanted(facts)).collect();
+    if !wanted.iter().any(|facts| facts.family == family) {
         return Err("--only names a family without scenarios in this version; see --list".into());
     }
     let chosen =
-        |facts: &Facts| facts.family == family || floors.iter().any(|one| one.floor == Some(facts.name));
+        |facts: &Facts| wanted.iter().any(|one| one.name == facts.name || one.floor == Some(facts.name));
     Ok(all.into_iter().filter(|scenario| chosen(&scenario.facts())).collect())
 }
 
@@ -353,13 +358,18 @@ mod tests {
     #[test]
     fn a_family_brings_the_floors_that_it_needs() {
         let names = |options: &Options| -> Vec<_> {
-            select(catalog::scenarios(options), options).unwrap().iter().map(|one| one.facts().name).collect()
+            select(Catalog::default().scenarios(options), options)
+                .unwrap()
+                .iter()
+                .map(|one| one.facts().name)
+                .collect()
         };
         let local = names(&Options { only: Some(Family::Local), ..Options::default() });
         assert!(local.contains(&"local/locked") && local.contains(&"floor/ring/1024"));
         assert!(!local.contains(&"floor/tcp/1"));
-        assert!(names(&Options { only: Some(Family::Rivals), ..Options::default() }).is_empty());
         let unknown = Options { scenario: Some(("nothing".into(), Duration::ZERO)), ..Options::default() };
-        assert!(select(catalog::scenarios(&unknown), &unknown).is_err());
+        assert!(select(Catalog::default().scenarios(&unknown), &unknown).is_err());
+        let nobody = Options { only: Some(Family::Rivals), ..Options::default() };
+        assert!(select(Catalog::default().scenarios(&nobody), &nobody).is_err());
     }
 }

@@ -155,8 +155,29 @@ pub(crate) struct RoundResult {
     pub(crate) spent: Spent,
     /// Bytes that requests carried, where the row is about bandwidth.
     pub(crate) bytes: Option<u64>,
+    /// Memory that the engine holds, where the row is about that.
+    pub(crate) resident_bytes: Option<u64>,
     /// What drives the shards: `io_uring`, `epoll`, or for floors `none`.
     pub(crate) runtime: &'static str,
+}
+
+impl RoundResult {
+    /// Without latency, errors or anything else that only some rows have.
+    pub(crate) fn bare(requests: u64, elapsed: Duration, spent: Spent, runtime: &'static str) -> Self {
+        Self {
+            requests,
+            errors: 0,
+            elapsed,
+            latency: None,
+            sampled_one_in: 1,
+            late: 0,
+            ns_per_op: None,
+            spent,
+            bytes: None,
+            resident_bytes: None,
+            runtime,
+        }
+    }
 }
 
 /// Why a round gave no result.
@@ -199,6 +220,9 @@ pub(crate) enum Broken {
     /// An engine did not start, or did not drive the round to its end.
     #[error("the engine: {0}")]
     Engine(String),
+    /// A rival did not start.
+    #[error("the rival: {0}")]
+    Rival(String),
     /// The orders of `--orders` are not orders.
     #[error("--orders: {0}")]
     Orders(String),

@@ -86,7 +86,7 @@ pub(crate) struct Measured {
 }
 
 /// Warms up, has the window opened, measures; calls are futures.
-pub(crate) async fn with_futures<C: Caller, E: Exchange, W>(
+pub(crate) async fn with_futures<C: Caller<E::Request>, E: Exchange, W>(
     caller: &C,
     exchange: &E,
     plan: &Plan,
@@ -153,7 +153,7 @@ pub(crate) async fn with_batch<E: Exchange, W>(
 }
 
 /// One caller: as long as the round lives, call after call.
-async fn call_by_call<C: Caller, E: Exchange>(loops: &Loops<'_, E>, caller: &C) {
+async fn call_by_call<C: Caller<E::Request>, E: Exchange>(loops: &Loops<'_, E>, caller: &C) {
     let mut request = loops.exchange.request(0);
     loop {
         let number = loops.turn().await;

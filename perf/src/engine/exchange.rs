@@ -3,6 +3,11 @@
 //! A [`Ping`] and its [`Pong`] are frames of 64 bytes, header included, with the floor's own rule in them
 //! (`frame.rs`): a request's value follows from its number, the reply's from the value. A [`Carry`] has a payload too, and
 //! its reply proves that both ends of it came through.
+//!
+//! Rivals exchange the same pings and pongs as plain values: what a user of a channel would send through it.
+
+use std::fmt::Display;
+use std::ops::Deref;
 
 use catga::prelude::*;
 use catga::{Archived, Builder, Client, Request};
@@ -11,9 +16,18 @@ use crate::frame;
 
 /// A request of 64 bytes.
 #[request(reply = Pong)]
-pub(crate) struct Ping {
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
     id: u64,
     value: u64,
+}
+
+impl Ping {
+    /// What is answered to it.
+    #[must_use]
+    pub fn answer(self) -> Pong {
+        Pong { id: self.id, value: frame::answer(self.value, !self.value) }
+    }
 }
 
 /// A request with a payload.
@@ -26,9 +40,18 @@ pub(crate) struct Carry {
 
 /// The reply to both, of 64 bytes.
 #[message]
-pub(crate) struct Pong {
+#[derive(Clone, Copy, Debug)]
+pub struct Pong {
     id: u64,
     value: u64,
+}
+
+impl Pong {
+    /// As the checks read it.
+    #[inline]
+    pub(crate) fn archived(self) -> Archived<Self> {
+        Archived::<Self> { id: self.id.into(), value: self.value.into() }
+    }
 }
 
 /// Answers pings.
@@ -36,8 +59,7 @@ struct Echo;
 
 impl Echo {
     fn ping(&mut self, ping: &Archived<Ping>, _: &Context) -> Result<Pong, Fault> {
-        let value = ping.value.to_native();
-        Ok(Pong { id: ping.id.to_native(), value: frame::answer(value, !value) })
+        Ok(Ping { id: ping.id.to_native(), value: ping.value.to_native() }.answer())
     }
 
     fn carry(&mut self, carry: &Archived<Carry>, _: &Context) -> Result<Pong, Fault> {
@@ -124,31 +146,33 @@ fn check_pong(number: u64, pong: &Archived<Pong>) -> Result<(), String> {
     Err(format!("expected the answer to request {number}, got number {id} with value {answer:#x}"))
 }
 
-/// Whoever can make a call: a handler, or a thread outside.
-pub(crate) trait Caller {
+/// Whoever can make a call: a handler, a thread outside, or a rival.
+pub(crate) trait Caller<R: Request> {
+    /// What holds the reply.
+    type Reply: Deref<Target = Archived<R::Reply>>;
+    /// What a call ends with instead.
+    type Error: Display;
+
     /// One call.
-    fn call<'a, R: Request>(
-        &'a self,
-        request: &'a R,
-    ) -> impl Future<Output = Result<Reply<R::Reply>, CallError<R::Error>>> + 'a;
+    fn call<'a>(&'a self, request: &'a R) -> impl Future<Output = Result<Self::Reply, Self::Error>>;
 }
 
-impl Caller for Context {
+impl<R: Request> Caller<R> for Context {
+    type Reply = Reply<R::Reply>;
+    type Error = CallError<R::Error>;
+
     #[inline]
-    fn call<'a, R: Request>(
-        &'a self,
-        request: &'a R,
-    ) -> impl Future<Output = Result<Reply<R::Reply>, CallError<R::Error>>> + 'a {
+    fn call<'a>(&'a self, request: &'a R) -> impl Future<Output = Result<Self::Reply, Self::Error>> {
         self.send(request)
     }
 }
 
-impl Caller for Client {
+impl<R: Request> Caller<R> for Client {
+    type Reply = Reply<R::Reply>;
+    type Error = CallError<R::Error>;
+
     #[inline]
-    fn call<'a, R: Request>(
-        &'a self,
-        request: &'a R,
-    ) -> impl Future<Output = Result<Reply<R::Reply>, CallError<R::Error>>> + 'a {
+    fn call<'a>(&'a self, request: &'a R) -> impl Future<Output = Result<Self::Reply, Self::Error>> {
         self.send(request)
     }
 }

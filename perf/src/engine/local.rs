@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use catga::Engine;
 
 use crate::engine::driver::{self, How};
-use crate::engine::exchange::{Frames, answering};
+use crate::engine::exchange::{Caller, Exchange, Frames, Ping, answering};
 use crate::engine::{Driven, idle, plan, result, runtime, start};
 use crate::machine::{Cores, on_core};
 use crate::meter::Window;
+use crate::rest;
 use crate::scenario::{Broken, Facts, Family, Idle, Pace, Round, RoundResult, Scenario};
 
 /// How long nobody looks at Ctrl-C.
@@ -114,6 +115,42 @@ pub(crate) fn spin_on<F: Future>(future: F) -> F::Output {
     }
 }
 
+/// One call from this thread, checked.
+pub(crate) fn call_once(caller: &impl Caller<Ping>, number: u64) -> Result<(), Broken> {
+    let request = Frames.request(number);
+    match spin_on(caller.call(&request)) {
+        Ok(reply) => Frames.check(number, &reply).map_err(Broken::WrongReply),
+        Err(error) => Err(Broken::Engine(error.to_string())),
+    }
+}
+
+/// `local/client/park/1`: a foreign thread calls a shard that sleeps.
+pub(crate) struct FromRest;
+
+impl Scenario for FromRest {
+    fn facts(&self) -> Facts {
+        let (name, family, pace) = ("local/client/park/1", Family::Local, Pace::Closed { in_flight: 1 });
+        let floor = Some(rest::FLOOR);
+        Facts { name, family, pace, idle: Idle::Park, floor, sweeps: false, payload_bytes: None }
+    }
+
+    fn run(&self, round: &Round<'_>) -> Result<RoundResult, Broken> {
+        let Cores { caller, server } = Cores::choose();
+        let engine = start(answering(Engine::builder().idle(idle(Idle::Park)).cores([server]), 0))?;
+        let client = engine.client();
+        let result = on_core(caller, "client", || {
+            rest::drive(round, runtime(&engine), |number| call_once(&client, number))
+        })?;
+        let parks = engine.stats().sum(|shard| shard.parks);
+        if parks < result.requests / 2 {
+            let why =
+                format!("it slept {parks} times before {} calls: they were not from rest", result.requests);
+            return Err(Broken::Engine(why));
+        }
+        Ok(result)
+    }
+}
+
 /// `local/idle`: a parked engine without work.
 pub(crate) struct AtRest;
 
@@ -132,18 +169,7 @@ impl Scenario for AtRest {
         let began = Instant::now();
         sleep(round.span, round)?;
         let elapsed = began.elapsed();
-        Ok(RoundResult {
-            requests: 0,
-            errors: 0,
-            elapsed,
-            latency: None,
-            sampled_one_in: 1,
-            late: 0,
-            ns_per_op: None,
-            spent: window.close()?,
-            bytes: None,
-            runtime: runtime(&engine),
-        })
+        Ok(RoundResult::bare(0, elapsed, window.close()?, runtime(&engine)))
     }
 }
 

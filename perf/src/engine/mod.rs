@@ -16,6 +16,7 @@ pub(crate) mod lane;
 pub(crate) mod local;
 mod loops;
 pub(crate) mod orders;
+pub(crate) mod whole;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
@@ -33,7 +34,7 @@ use crate::scenario::{self, Broken, Round, RoundResult};
 /// How long a round may take beyond its plan.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long the engine may drain when a round is over; nothing should be in flight then.
-const DRAIN: Duration = Duration::from_millis(100);
+pub(crate) const DRAIN: Duration = Duration::from_millis(100);
 
 /// The engine's own word for it.
 pub(crate) fn idle(idle: scenario::Idle) -> Idle {
@@ -146,6 +147,7 @@ pub(crate) fn result(measured: Measured, spent: Spent, runtime: &'static str) ->
         ns_per_op,
         spent,
         bytes: None,
+        resident_bytes: None,
         runtime,
     }
 }
