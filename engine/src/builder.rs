@@ -12,11 +12,12 @@ use crate::client::{ClientShared, Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
 use crate::engine::{Engine, EngineId, RuntimeKind, Services};
+use crate::instance::State;
 use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
 use crate::runtime::drive::Idle;
-use crate::service::{BindContext, Bound, Declaration, Routes, State};
+use crate::service::{BindContext, Bound, Declaration, Outline, Routes};
 use crate::shard::core::Handlers;
 use crate::shard::mesh::mesh;
 use crate::shard::{Control, Seed};
@@ -116,17 +117,60 @@ pub enum StartError {
     /// A shard's thread ended before it was ready.
     #[error("a shard's thread ended before it was ready; its panic is in the log")]
     ShardDied,
+    /// A service on no shard.
+    #[error(
+        "the service {service} is to run on no shard, so nothing would handle {message}; name at least one shard in \
+         `service_on`, or leave the service out"
+    )]
+    NoShardNamed {
+        /// The service.
+        service: &'static str,
+        /// One of its messages.
+        message: String,
+    },
+    /// A hook about keys in a service whose messages have none.
+    #[error(
+        "the service {service} has the hook `{hook}`, but handles no message with a key, so it owns none; give a message \
+         of its a `key`, or drop the hook"
+    )]
+    HookWithoutKeys {
+        /// The service.
+        service: &'static str,
+        /// The hook.
+        hook: &'static str,
+    },
+    /// A hook about keys in a service that does not own one and the same part of them for all its messages.
+    #[error(
+        "the service {service} has the hook `{hook}`, but the keys of {first} and {second} are divided among different \
+         shards, because other services handle one of them too; put those on the same shards, or take the handlers apart"
+    )]
+    KeysDivided {
+        /// The service.
+        service: &'static str,
+        /// The hook.
+        hook: &'static str,
+        /// One message.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Periodic work with a period of zero.
+    #[error("the service {service} has an `every` with a period of zero; it would do nothing else")]
+    NoPeriod {
+        /// The service.
+        service: &'static str,
+    },
 }
 
 /// A service, its types erased.
 struct Service {
     name: &'static str,
     shards: Option<Vec<u16>>,
-    declare: Box<dyn Fn() -> Vec<Declaration> + Send + Sync>,
+    outline: Box<dyn Fn() -> Outline + Send + Sync>,
     bind: BindService,
 }
 
-type BindService = Box<dyn Fn(ShardId, &BindContext, &mut Handlers) + Send + Sync>;
+type BindService = Box<dyn Fn(ShardId, &BindContext, &RouteTable, &mut Handlers) + Send + Sync>;
 
 /// A declaration, and the shards of its service.
 pub(crate) type Declared = (Declaration, Box<[u16]>);
@@ -202,16 +246,19 @@ impl Builder {
         Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
     {
         let routes = Arc::new(routes);
-        let declared = routes.clone();
+        let outlined = routes.clone();
+        let new = Arc::new(new);
         self.services.push(Service {
             name: std::any::type_name::<S>(),
             shards,
-            declare: Box::new(move || {
-                declared(Routes::new()).entries.into_iter().map(|(declaration, _)| declaration).collect()
-            }),
-            bind: Box::new(move |shard, bind, handlers| {
-                let state = Rc::new(State::new(new(shard)));
-                for (declaration, entry) in routes(Routes::new()).entries {
+            outline: Box::new(move || outlined(Routes::new()).outline()),
+            bind: Box::new(move |shard, bind, table, handlers| {
+                let Routes { entries, hooks } = routes(Routes::new());
+                let new = new.clone();
+                let owned = table.owned(entries.iter().map(|(declaration, _)| declaration), shard.0);
+                let state = Rc::new(State::new(Box::new(move || new(shard)), hooks, owned));
+                handlers.instances.push(state.clone());
+                for (declaration, entry) in entries {
                     let index = declaration.type_index.get() as usize;
                     match entry(&state, bind.clone()) {
                         Bound::Request(handler) => {
@@ -294,7 +341,15 @@ impl Builder {
     pub(crate) fn plan(self, runtime: RuntimeKind, fallback: Option<String>) -> Result<Plan, StartError> {
         let cores = self.placement()?;
         let shards = cores.len() as u16;
-        let routes = Arc::new(RouteTable::build(&self.declared(shards)?)?);
+        let outlines = self.outlines(shards)?;
+        let declared: Vec<Declared> = outlines
+            .iter()
+            .flat_map(|(outline, on)| outline.handlers.iter().map(|handler| (handler.clone(), on.clone())))
+            .collect();
+        let routes = Arc::new(RouteTable::build(&declared)?);
+        for (service, (outline, _)) in self.services.iter().zip(&outlines) {
+            service.check_hooks(outline, &routes)?;
+        }
         let (listener, lanes) = match &self.cluster {
             Some(list) => list
                 .open(routes.contracts(), shards)
@@ -333,8 +388,8 @@ impl Builder {
                 deadline: self.deadline,
             })
             .collect();
-        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes, self.deadline));
-        let services = services(self.services);
+        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes.clone(), self.deadline));
+        let services = services(self.services, routes);
         Ok(Plan {
             seeds,
             services,
@@ -350,25 +405,9 @@ impl Builder {
         })
     }
 
-    fn declared(&self, shards: u16) -> Result<Vec<Declared>, StartError> {
-        let mut declared = Vec::new();
-        for service in &self.services {
-            let on: Box<[u16]> = match &service.shards {
-                None => (0..shards).collect(),
-                Some(named) => {
-                    if let Some(&shard) = named.iter().find(|&&shard| shard >= shards) {
-                        return Err(StartError::NoSuchShard {
-                            service: service.name,
-                            shard,
-                            last: shards - 1,
-                        });
-                    }
-                    named.as_slice().into()
-                }
-            };
-            declared.extend((service.declare)().into_iter().map(|declaration| (declaration, on.clone())));
-        }
-        Ok(declared)
+    /// Each service's outline, and the shards that it is on.
+    fn outlines(&self, shards: u16) -> Result<Vec<(Outline, Box<[u16]>)>, StartError> {
+        self.services.iter().map(|service| service.outline_on(shards)).collect()
     }
 
     /// The core of each shard.
@@ -397,6 +436,43 @@ impl Builder {
     }
 }
 
+impl Service {
+    fn outline_on(&self, shards: u16) -> Result<(Outline, Box<[u16]>), StartError> {
+        let outline = (self.outline)();
+        let mut on: Vec<u16> = match &self.shards {
+            None => (0..shards).collect(),
+            Some(named) => named.clone(),
+        };
+        // Named twice is on it once; and however they are named, keys are divided alike.
+        on.sort_unstable();
+        on.dedup();
+        let service = self.name;
+        if let Some(&shard) = on.iter().find(|&&shard| shard >= shards) {
+            return Err(StartError::NoSuchShard { service, shard, last: shards - 1 });
+        }
+        if on.is_empty() {
+            let message = outline.handlers.first().map(|handler| handler.contract.name.to_string());
+            let message = message.unwrap_or_else(|| "anything".into());
+            return Err(StartError::NoShardNamed { service, message });
+        }
+        if outline.empty_period {
+            return Err(StartError::NoPeriod { service });
+        }
+        Ok((outline, on.into()))
+    }
+
+    /// Whether it makes sense to tell this service which keys it owns, if it wants to be told.
+    fn check_hooks(&self, outline: &Outline, routes: &RouteTable) -> Result<(), StartError> {
+        let Some(hook) = outline.about_keys else { return Ok(()) };
+        let service = self.name;
+        match routes.owners(&outline.handlers) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(StartError::HookWithoutKeys { service, hook }),
+            Err((first, second)) => Err(StartError::KeysDivided { service, hook, first, second }),
+        }
+    }
+}
+
 /// All that is needed to start, checked.
 pub(crate) struct Plan {
     pub(crate) seeds: Vec<Seed>,
@@ -412,12 +488,12 @@ pub(crate) struct Plan {
     pub(crate) shared: Arc<ClientShared>,
 }
 
-fn services(all: Vec<Service>) -> Services {
+fn services(all: Vec<Service>, routes: Arc<RouteTable>) -> Services {
     Arc::new(move |shard, bind| {
         let mut handlers = Handlers::default();
         for service in &all {
             if service.shards.as_ref().is_none_or(|named| named.contains(&shard.0)) {
-                (service.bind)(shard, bind, &mut handlers);
+                (service.bind)(shard, bind, &routes, &mut handlers);
             }
         }
         handlers

@@ -50,6 +50,8 @@ mod engine;
 #[cfg(not(catga_loom))]
 mod error;
 #[cfg(not(catga_loom))]
+mod instance;
+#[cfg(not(catga_loom))]
 mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
@@ -74,6 +76,8 @@ mod stats;
 mod tasks;
 #[cfg(not(catga_loom))]
 mod time;
+#[cfg(not(catga_loom))]
+mod timer;
 
 #[doc(hidden)]
 pub use catga_codec::__codec;
@@ -89,8 +93,10 @@ pub use {
     context::{Context, ShardId},
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
+    instance::{OnPanic, Owned, State},
     reply::Reply,
     runtime::drive::Idle,
-    service::{Routes, State},
+    service::Routes,
     stats::{ShardStats, Stats},
+    timer::{Every, Sleep},
 };

@@ -82,7 +82,7 @@ counters! {
     refused,
     /// Of these, how many came too late to be worth looking at.
     expired,
-    /// Handlers that panicked, or whose answer did not fit.
+    /// Handlers, hooks and ticks that panicked, and handlers whose answer did not fit.
     failed,
     /// Async handlers that were ended before they came to an answer.
     cut,
@@ -110,6 +110,10 @@ counters! {
     calls_live,
     /// Async handlers running now.
     tasks_running,
+    /// Service instances that are out of use since a panic.
+    poisoned,
+    /// Times a service instance was made anew after a panic.
+    rebuilt,
 }
 
 /// The counters of an engine, one set for each shard.

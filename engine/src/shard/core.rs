@@ -21,8 +21,9 @@ use crate::call::table::{CallTable, Ending, LaneKey, Target};
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};
+use crate::instance::Instance;
 use crate::lane::io::Lanes;
-use crate::limits::LOCAL_QUEUE_MESSAGES;
+use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES};
 use crate::pool;
 use crate::route::{Placement, RouteTable};
 use crate::service::{Incoming, Listen, Serve};
@@ -30,12 +31,15 @@ use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
 use crate::time::Time;
+use crate::timer::{Due, Timers};
 
 /// The handlers of one shard, by the type index of their message.
 #[derive(Default)]
 pub(crate) struct Handlers {
     pub(crate) requests: Vec<Option<Box<dyn Serve>>>,
     pub(crate) events: Vec<Vec<Box<dyn Listen>>>,
+    /// The service instances behind them.
+    pub(crate) instances: Vec<Rc<dyn Instance>>,
 }
 
 impl Handlers {
@@ -82,6 +86,7 @@ pub(crate) struct Core {
     pub(crate) mesh: RefCell<Vec<Option<Outgoing>>>,
     pub(crate) lanes: RefCell<Lanes>,
     pub(crate) deadline: Duration,
+    pub(crate) timers: Timers,
     handlers: OnceCell<Handlers>,
     now: Cell<Time>,
     /// Where requests to handlers of this shard are archived for the time that the handler runs.
@@ -93,6 +98,8 @@ pub(crate) struct Core {
     cancelled_here: RefCell<Vec<CallId>>,
     next: Cell<usize>,
     stopping: Cell<bool>,
+    /// Calls of this turn that failed inside their first poll.
+    failed_at_once: Cell<u32>,
 }
 
 impl Core {
@@ -113,6 +120,7 @@ impl Core {
             mesh: RefCell::new(mesh),
             lanes: RefCell::new(lanes),
             deadline,
+            timers: Timers::default(),
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
@@ -122,6 +130,7 @@ impl Core {
             cancelled_here: RefCell::new(Vec::new()),
             next: Cell::new(usize::from(shard.0)),
             stopping: Cell::new(false),
+            failed_at_once: Cell::new(0),
         })
     }
 
@@ -129,6 +138,7 @@ impl Core {
     pub(crate) fn install(&self, handlers: Handlers) {
         let fresh = self.handlers.set(handlers).is_ok();
         debug_assert!(fresh, "handlers are installed once");
+        self.timers.set(Time::ZERO, Due::Begin);
     }
 
     pub(crate) fn handlers(&self) -> Option<&Handlers> {
@@ -140,8 +150,19 @@ impl Core {
         self.now.get()
     }
 
+    /// A turn begins.
     pub(crate) fn set_now(&self, now: Time) {
         self.now.set(now);
+        self.failed_at_once.set(0);
+    }
+
+    /// Whether a call that fails at once should let the turn go on before it says so. A handler that calls again and again
+    /// until it succeeds would else never give its shard back, and its own deadline would never come.
+    #[cold]
+    pub(crate) fn must_yield(&self) -> bool {
+        let failed = self.failed_at_once.get() + 1;
+        self.failed_at_once.set(failed);
+        failed.is_multiple_of(FAILURES_AT_ONCE)
     }
 
     pub(crate) fn set_stopping(&self) {
@@ -202,6 +223,8 @@ impl Core {
         slot: Option<CallId>,
         open: impl FnOnce(&mut CallTable<ReplyTo>) -> Option<CallId>,
     ) -> Attempt {
+        // What the caller has published so far leaves before its request.
+        self.after_handler();
         let now = self.now();
         if deadline <= now || self.stopping.get() {
             let reason = if self.stopping.get() { NotSent::Stopping } else { NotSent::Deadline };
