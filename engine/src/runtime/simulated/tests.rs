@@ -3,6 +3,7 @@
 //! Each test runs many seeds. `CATGA_SEED=n` runs that one alone, `CATGA_SEEDS=n` so many; a seed that fails is printed.
 
 mod ledger;
+mod life;
 mod services;
 
 use std::cell::Cell;
