@@ -172,6 +172,9 @@ struct Service {
 
 type BindService = Box<dyn Fn(ShardId, &BindContext, &RouteTable, &mut Handlers) + Send + Sync>;
 
+/// A service's outline, and the shards that it is on.
+type Outlined = (Outline, Box<[u16]>);
+
 /// A declaration, and the shards of its service.
 pub(crate) type Declared = (Declaration, Box<[u16]>);
 
@@ -406,7 +409,7 @@ impl Builder {
     }
 
     /// Each service's outline, and the shards that it is on.
-    fn outlines(&self, shards: u16) -> Result<Vec<(Outline, Box<[u16]>)>, StartError> {
+    fn outlines(&self, shards: u16) -> Result<Vec<Outlined>, StartError> {
         self.services.iter().map(|service| service.outline_on(shards)).collect()
     }
 
@@ -437,7 +440,7 @@ impl Builder {
 }
 
 impl Service {
-    fn outline_on(&self, shards: u16) -> Result<(Outline, Box<[u16]>), StartError> {
+    fn outline_on(&self, shards: u16) -> Result<Outlined, StartError> {
         let outline = (self.outline)();
         let mut on: Vec<u16> = match &self.shards {
             None => (0..shards).collect(),

@@ -17,7 +17,8 @@ use crate::runtime::simulated::rng::Rng;
 use crate::time::Time;
 use crate::{Builder, Failure, Message, Refusal, Unknown};
 
-const PERIOD: Duration = Duration::from_millis(7);
+/// Shorter than a hold-up, so that ticks are missed.
+const PERIOD: Duration = Duration::from_micros(700);
 /// A shard that is awake is late by no more than this.
 const SLACK: Duration = Duration::from_millis(2 * HOLD_UP_MAX.as_millis() as u64);
 
@@ -184,9 +185,10 @@ impl Fragile {
         let now = ctx.core().now();
         let panics = page(ctx.shard(), |page| {
             page.ticks += 1;
+            // By the beat of the first one, whatever was missed.
             let period = (now.since(page.began.unwrap_or(now)).as_nanos() / PERIOD.as_nanos()) as u64;
             let before = std::mem::replace(&mut page.period, period);
-            (page.ticks.is_multiple_of(5), period > before)
+            (page.ticks.is_multiple_of(50), period > before)
         });
         if !panics.1 {
             wrong(format!("{} ticked twice in a period, or too early", ctx.shard()));
@@ -279,7 +281,7 @@ fn life(seed: u64, policy: OnPanic) -> (u64, [u64; 3]) {
     let mut simulation = Simulation::new(rng.next());
     let shards = rng.between(1, 3) as usize;
     simulation.node("a", 1, &[], shards, move |builder| fragile(builder, policy));
-    simulation.hold_ups = rng.below(30);
+    simulation.hold_ups = if rng.chance(300) { 0 } else { rng.between(1, 60) };
     for _ in 0..rng.between(1, 5) {
         let client = simulation.client(A);
         let (seed, calls, within) = (rng.next(), rng.between(1, 30) as u32, rng.time(ms(1), ms(300)));
@@ -323,8 +325,10 @@ fn check(simulation: &Simulation, policy: OnPanic) {
             assert_eq!(core.timers.len(), 1, "the service's period, and nothing of all the sleeps");
             let began = page.began.expect("it has gained its keys");
             let periods = (simulation.now.since(began).as_nanos() / PERIOD.as_nanos()) as u64;
-            let in_use = poisoned == 0;
-            assert!(page.ticks <= periods && (!in_use || page.ticks + 2 > periods), "{periods}: {page:?}");
+            assert!(page.ticks <= periods, "{periods}: {page:?}");
+            if poisoned == 0 && simulation.hold_ups == 0 {
+                assert!(page.ticks + 2 > periods, "{periods}: {page:?}");
+            }
         }
     });
 }
