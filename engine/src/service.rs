@@ -356,10 +356,6 @@ where
     F: Fn(&mut S, &E::Archived, &Context),
 {
     fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), NotHeard> {
-        // A poisoned instance looks at nothing.
-        if self.state.is_poisoned() {
-            return Err(NotHeard::Refused);
-        }
         let archived = frame.access::<E>().map_err(|_| NotHeard::Refused)?;
         self.state.run(ctx, E::NAME, |state| (self.handler)(state, archived, ctx))
     }

@@ -253,19 +253,53 @@ fn an_instance_that_cannot_be_made_anew_is_poisoned() {
     assert_eq!((stats.sum(|shard| shard.poisoned), stats.sum(|shard| shard.rebuilt)), (1, 0));
 }
 
+/// Writes what is logged to the standard error.
+struct Log;
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::from("logged:");
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            line.push_str(&format!(" {field}={value:?}"));
+        });
+        eprintln!("{line}");
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 #[test]
-fn abort_takes_the_process_with_it() {
+fn the_log_says_what_happens_next_and_abort_takes_the_process_with_it() {
     const CHILD: &str = "CATGA_TEST_ABORTS";
     if std::env::var_os(CHILD).is_some() {
-        let engine = tally(OnPanic::Abort, &Arc::default(), &Arc::default());
-        let outcome = block_on(engine.client().send(&Add { panics: 1 }).within(LONG)).map(|_| ());
-        panic!("it is still there: {outcome:?}");
+        tracing::subscriber::set_global_default(Log).unwrap();
+        for policy in [OnPanic::Poison, OnPanic::Rebuild, OnPanic::Keep, OnPanic::Abort] {
+            let engine = tally(policy, &Arc::default(), &Arc::default());
+            let outcome = block_on(engine.client().send(&Add { panics: 1 }).within(LONG)).map(|_| ());
+            assert!(panicked(outcome) && policy != OnPanic::Abort, "{policy:?}: it is still there");
+        }
     }
     let this = std::env::current_exe().unwrap();
-    let child =
-        Command::new(this).args(["--exact", "abort_takes_the_process_with_it"]).env(CHILD, "1").output();
-    let child = child.unwrap();
+    let name = "the_log_says_what_happens_next_and_abort_takes_the_process_with_it";
+    // Not caught by the harness: what an aborted process had caught is lost.
+    let child = Command::new(this).args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
     let text = String::from_utf8_lossy(&child.stderr).into_owned();
     assert_eq!(child.status.signal(), Some(6), "SIGABRT: {text}");
     assert!(!text.contains("it is still there"), "{text}");
+    for next in ["refuses from now on", "is made anew", "goes on with its state", "takes the process with it"]
+    {
+        let lines: Vec<_> = text.lines().filter(|line| line.contains(next)).collect();
+        let [line] = lines[..] else { panic!("{next}: {text}") };
+        assert!(
+            line.contains("panics::Tally") && line.contains("Add") && line.contains("as it was told"),
+            "{line}"
+        );
+    }
 }

@@ -183,17 +183,20 @@ impl Fragile {
 
     fn tick(&mut self, ctx: &Context) {
         let now = ctx.core().now();
-        let panics = page(ctx.shard(), |page| {
+        let (panics, in_time) = page(ctx.shard(), |page| {
             page.ticks += 1;
             // By the beat of the first one, whatever was missed.
             let period = (now.since(page.began.unwrap_or(now)).as_nanos() / PERIOD.as_nanos()) as u64;
             let before = std::mem::replace(&mut page.period, period);
             (page.ticks.is_multiple_of(50), period > before)
         });
-        if !panics.1 {
+        if self.policy == OnPanic::Poison && page(ctx.shard(), |page| page.panics > 0) {
+            wrong(format!("{} ticked after a panic", ctx.shard()));
+        }
+        if !in_time {
             wrong(format!("{} ticked twice in a period, or too early", ctx.shard()));
         }
-        self.act(panics.0, ctx);
+        self.act(panics, ctx);
     }
 
     fn leaked(_: &mut Fanner, _: &Archived<Leak>, _: &Context) {
