@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +10,12 @@ use crossbeam_utils::CachePadded;
 use crate::client::{ClientShared, Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
+use crate::description::{Service, bind_all, check};
 use crate::engine::{Engine, EngineId, RuntimeKind, Services};
-use crate::instance::State;
 use crate::limits::{CALLS_MAX, DEADLINE, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::route::RouteTable;
 use crate::runtime::drive::Idle;
-use crate::service::{BindContext, Bound, Declaration, Outline, Routes};
-use crate::shard::core::Handlers;
+use crate::service::{BindContext, Routes};
 use crate::shard::mesh::mesh;
 use crate::shard::{Control, Seed};
 use crate::stats::ShardCounters;
@@ -162,22 +159,6 @@ pub enum StartError {
     },
 }
 
-/// A service, its types erased.
-struct Service {
-    name: &'static str,
-    shards: Option<Vec<u16>>,
-    outline: Box<dyn Fn() -> Outline + Send + Sync>,
-    bind: BindService,
-}
-
-type BindService = Box<dyn Fn(ShardId, &BindContext, &RouteTable, &mut Handlers) + Send + Sync>;
-
-/// A service's outline, and the shards that it is on.
-type Outlined = (Outline, Box<[u16]>);
-
-/// A declaration, and the shards of its service.
-pub(crate) type Declared = (Declaration, Box<[u16]>);
-
 /// Describes an engine. Made by [`Engine::builder`].
 #[must_use = "an engine runs when it is started"]
 pub struct Builder {
@@ -248,38 +229,7 @@ impl Builder {
         New: Fn(ShardId) -> S + Send + Sync + 'static,
         Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
     {
-        let routes = Arc::new(routes);
-        let outlined = routes.clone();
-        let new = Arc::new(new);
-        self.services.push(Service {
-            name: std::any::type_name::<S>(),
-            shards,
-            outline: Box::new(move || outlined(Routes::new()).outline()),
-            bind: Box::new(move |shard, bind, table, handlers| {
-                let Routes { entries, hooks } = routes(Routes::new());
-                let new = new.clone();
-                let owned = table.owned(entries.iter().map(|(declaration, _)| declaration), shard.0);
-                let state = Rc::new(State::new(Box::new(move || new(shard)), hooks, owned));
-                handlers.instances.push(state.clone());
-                for (declaration, entry) in entries {
-                    let index = declaration.type_index.get() as usize;
-                    match entry(&state, bind.clone()) {
-                        Bound::Request(handler) => {
-                            if handlers.requests.len() <= index {
-                                handlers.requests.resize_with(index + 1, || None);
-                            }
-                            handlers.requests[index] = Some(handler);
-                        }
-                        Bound::Event(listener) => {
-                            if handlers.events.len() <= index {
-                                handlers.events.resize_with(index + 1, Vec::new);
-                            }
-                            handlers.events[index].push(listener);
-                        }
-                    }
-                }
-            }),
-        });
+        self.services.push(Service::new(shards, new, routes));
         self
     }
 
@@ -344,15 +294,7 @@ impl Builder {
     pub(crate) fn plan(self, runtime: RuntimeKind, fallback: Option<String>) -> Result<Plan, StartError> {
         let cores = self.placement()?;
         let shards = cores.len() as u16;
-        let outlines = self.outlines(shards)?;
-        let declared: Vec<Declared> = outlines
-            .iter()
-            .flat_map(|(outline, on)| outline.handlers.iter().map(|handler| (handler.clone(), on.clone())))
-            .collect();
-        let routes = Arc::new(RouteTable::build(&declared)?);
-        for (service, (outline, _)) in self.services.iter().zip(&outlines) {
-            service.check_hooks(outline, &routes)?;
-        }
+        let routes = Arc::new(check(&self.services, shards)?);
         let (listener, lanes) = match &self.cluster {
             Some(list) => list
                 .open(routes.contracts(), shards)
@@ -392,7 +334,7 @@ impl Builder {
             })
             .collect();
         let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes.clone(), self.deadline));
-        let services = services(self.services, routes);
+        let services = bind_all(self.services, routes);
         Ok(Plan {
             seeds,
             services,
@@ -406,11 +348,6 @@ impl Builder {
             counters,
             shared,
         })
-    }
-
-    /// Each service's outline, and the shards that it is on.
-    fn outlines(&self, shards: u16) -> Result<Vec<Outlined>, StartError> {
-        self.services.iter().map(|service| service.outline_on(shards)).collect()
     }
 
     /// The core of each shard.
@@ -439,43 +376,6 @@ impl Builder {
     }
 }
 
-impl Service {
-    fn outline_on(&self, shards: u16) -> Result<Outlined, StartError> {
-        let outline = (self.outline)();
-        let mut on: Vec<u16> = match &self.shards {
-            None => (0..shards).collect(),
-            Some(named) => named.clone(),
-        };
-        // Named twice is on it once; and however they are named, keys are divided alike.
-        on.sort_unstable();
-        on.dedup();
-        let service = self.name;
-        if let Some(&shard) = on.iter().find(|&&shard| shard >= shards) {
-            return Err(StartError::NoSuchShard { service, shard, last: shards - 1 });
-        }
-        if on.is_empty() {
-            let message = outline.handlers.first().map(|handler| handler.contract.name.to_string());
-            let message = message.unwrap_or_else(|| "anything".into());
-            return Err(StartError::NoShardNamed { service, message });
-        }
-        if outline.empty_period {
-            return Err(StartError::NoPeriod { service });
-        }
-        Ok((outline, on.into()))
-    }
-
-    /// Whether it makes sense to tell this service which keys it owns, if it wants to be told.
-    fn check_hooks(&self, outline: &Outline, routes: &RouteTable) -> Result<(), StartError> {
-        let Some(hook) = outline.about_keys else { return Ok(()) };
-        let service = self.name;
-        match routes.owners(&outline.handlers) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(StartError::HookWithoutKeys { service, hook }),
-            Err((first, second)) => Err(StartError::KeysDivided { service, hook, first, second }),
-        }
-    }
-}
-
 /// All that is needed to start, checked.
 pub(crate) struct Plan {
     pub(crate) seeds: Vec<Seed>,
@@ -489,18 +389,6 @@ pub(crate) struct Plan {
     pub(crate) doorbells: Vec<Arc<Doorbell<EventFd>>>,
     pub(crate) counters: Vec<Arc<CachePadded<ShardCounters>>>,
     pub(crate) shared: Arc<ClientShared>,
-}
-
-fn services(all: Vec<Service>, routes: Arc<RouteTable>) -> Services {
-    Arc::new(move |shard, bind| {
-        let mut handlers = Handlers::default();
-        for service in &all {
-            if service.shards.as_ref().is_none_or(|named| named.contains(&shard.0)) {
-                (service.bind)(shard, bind, &routes, &mut handlers);
-            }
-        }
-        handlers
-    })
 }
 
 fn engine_id() -> EngineId {

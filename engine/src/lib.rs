@@ -46,6 +46,8 @@ mod cluster;
 #[cfg(not(catga_loom))]
 mod context;
 #[cfg(not(catga_loom))]
+mod description;
+#[cfg(not(catga_loom))]
 mod engine;
 #[cfg(not(catga_loom))]
 mod error;

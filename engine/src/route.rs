@@ -9,7 +9,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use catga_codec::{Contract, MessageId, TypeIndex};
 
-use crate::builder::{Declared, StartError};
+use crate::builder::StartError;
+use crate::description::Declared;
 use crate::instance::Owned;
 use crate::service::Declaration;
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, Contract, Header, MessageId, OwnedFrame, Request};
+use catga_codec::{CallId, Contract, Header, MessageId, OwnedFrame, Request, TypeIndex};
 
 use crossbeam_utils::CachePadded;
 
@@ -26,7 +26,7 @@ use crate::lane::io::Lanes;
 use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES};
 use crate::pool;
 use crate::route::{Placement, RouteTable};
-use crate::service::{Incoming, Listen, Serve};
+use crate::service::{Bound, Incoming, Listen, Serve};
 use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
@@ -43,6 +43,25 @@ pub(crate) struct Handlers {
 }
 
 impl Handlers {
+    /// Takes up a handler of the messages with this type index.
+    pub(crate) fn add(&mut self, index: TypeIndex, bound: Bound) {
+        let index = index.get() as usize;
+        match bound {
+            Bound::Request(handler) => {
+                if self.requests.len() <= index {
+                    self.requests.resize_with(index + 1, || None);
+                }
+                self.requests[index] = Some(handler);
+            }
+            Bound::Event(listener) => {
+                if self.events.len() <= index {
+                    self.events.resize_with(index + 1, Vec::new);
+                }
+                self.events[index].push(listener);
+            }
+        }
+    }
+
     #[inline]
     fn request(&self, index: u32) -> Option<&dyn Serve> {
         self.requests.get(index as usize)?.as_deref()
