@@ -93,7 +93,8 @@ impl Context {
         Batch::new(self, requests.into_iter())
     }
 
-    /// A future that is ready after `duration`, in an async handler. It is as exact as the shard's turns are short.
+    /// A future that is ready after `duration`, in an async handler. Time is that of the shard's turns: it counts from the
+    /// start of this one, and ends with the first one that starts late enough. So it is as exact as the turns are short.
     ///
     /// A handler that sleeps is ended at its deadline, as one that waits for anything else. Dropping the future leaves nothing
     /// behind. Cost: an entry in the shard's heap of timers.

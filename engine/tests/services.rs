@@ -12,7 +12,7 @@ use catga::{Failure, Refusal, Unknown};
 use pollster::block_on;
 
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_millis(30);
+const SHORT: Duration = Duration::from_millis(100);
 
 /// Waits for a condition, with a generous end.
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -187,17 +187,18 @@ impl Drop for Guard {
 struct Sleeper(Arc<AtomicU64>);
 impl Sleeper {
     async fn nap(_: &State<Self>, nap: &Archived<Nap>, ctx: &Context) -> Result<Slept, Fault> {
-        let start = Instant::now();
+        // By the clock of the turns: by another one a sleep may be shorter by what its first turn had taken.
+        let before = ctx.remaining();
         ctx.sleep(Duration::from_micros(nap.micros.to_native())).await;
-        Ok(Slept { micros: start.elapsed().as_micros() as u64 })
+        Ok(Slept { micros: (before - ctx.remaining()).as_micros() as u64 })
     }
     async fn beat(_: &State<Self>, beat: &Archived<Beat>, ctx: &Context) -> Result<Slept, Fault> {
-        let start = Instant::now();
+        let before = ctx.remaining();
         let mut every = ctx.every(Duration::from_micros(beat.micros.to_native()));
         for _ in 0..beat.ticks.to_native() {
             every.tick().await;
         }
-        Ok(Slept { micros: start.elapsed().as_micros() as u64 })
+        Ok(Slept { micros: (before - ctx.remaining()).as_micros() as u64 })
     }
     async fn forever(this: &State<Self>, _: &Archived<Forever>, _: &Context) -> Result<(), Fault> {
         let _guard = Guard(this.with(|this| this.0.clone()));
@@ -246,7 +247,7 @@ fn a_shard_that_is_parked_wakes_for_its_sleepers() {
         assert!(slept >= micros, "slept {slept} of {micros} us");
     }
     let beat = block_on(client.send(&Beat { ticks: 10, micros: 2_000 }).within(LONG)).unwrap();
-    assert!(beat.micros.to_native() >= 20_000 - 2_000, "ten ticks in {} us", beat.micros);
+    assert!(beat.micros.to_native() >= 20_000, "ten ticks in {} us", beat.micros);
     let zero = block_on(client.send(&Beat { ticks: 10, micros: 0 }).within(LONG));
     assert!(zero.is_ok(), "a period of zero is a tick in each turn");
 }
@@ -262,10 +263,10 @@ fn a_handler_that_never_returns_is_dropped_at_its_deadline() {
         block_on(client.send(&Nap { micros: 1 << 40 }).within(SHORT)).map(|_| ()),
     ];
     for outcome in outcomes {
-        assert_eq!(outcome.unwrap_err(), CallError::Unknown(Unknown::Cut));
+        assert!(matches!(outcome, Err(CallError::Unknown(Unknown::Cut | Unknown::Deadline))), "{outcome:?}");
     }
     assert!(start.elapsed() >= 2 * SHORT);
-    assert_eq!(dropped.load(Ordering::SeqCst), 1, "its guard has run");
+    eventually("its guard runs", || dropped.load(Ordering::SeqCst) == 1);
     let stats = engine.stop(LONG);
     assert_eq!((stats.sum(|shard| shard.cut), stats.sum(|shard| shard.tasks_running)), (2, 0));
 }
@@ -306,6 +307,7 @@ fn handlers_that_send_to_themselves_until_it_succeeds_end_at_their_deadlines() {
 fn what_is_done_periodically_happens_on_each_instance_and_its_events_leave() {
     let (ticks, ledger) = (Arc::new(AtomicU64::new(0)), Ledger::default());
     let count = ticks.clone();
+    let start = Instant::now();
     let _engine = Engine::builder()
         .shards(2)
         .service(
@@ -315,7 +317,6 @@ fn what_is_done_periodically_happens_on_each_instance_and_its_events_leave() {
         .service_on([1], Keeper::new(&ledger), |routes| routes.event(Keeper::opened))
         .start()
         .unwrap();
-    let start = Instant::now();
     eventually("each instance has ticked three times", || {
         let opened = ledger.lock().unwrap();
         [0, 1]
