@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,13 @@ use crossbeam_utils::CachePadded;
 use crate::client::{ClientShared, inbox::Inbox};
 use crate::cluster::List;
 use crate::context::ShardId;
+use crate::description::{Service, bind_all, check};
 use crate::engine::{Engine, EngineId, RuntimeKind};
 use crate::limits::{CALLS_MAX, DEADLINE, DRAIN, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::placement::{Machine, Placement, Wish};
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::route::RouteTable;
 use crate::runtime::drive::Idle;
-use crate::service::{BindContext, Bound, Declaration, Routes, State};
-use crate::shard::core::Handlers;
+use crate::service::{BindContext, Routes};
 use crate::shard::mesh::mesh;
 use crate::shard::thread::Services;
 use crate::shard::{Control, Seed};
@@ -127,20 +125,50 @@ pub enum StartError {
     /// A shard's thread ended before it was ready.
     #[error("a shard's thread ended before it was ready; its panic is in the log")]
     ShardDied,
+    /// A service on no shard.
+    #[error(
+        "the service {service} is to run on no shard, so nothing would handle {message}; name at least one shard in \
+         `service_on`, or leave the service out"
+    )]
+    NoShardNamed {
+        /// The service.
+        service: &'static str,
+        /// One of its messages.
+        message: String,
+    },
+    /// A hook about keys in a service whose messages have none.
+    #[error(
+        "the service {service} has the hook `{hook}`, but handles no message with a key, so it owns none; give a message \
+         of its a `key`, or drop the hook"
+    )]
+    HookWithoutKeys {
+        /// The service.
+        service: &'static str,
+        /// The hook.
+        hook: &'static str,
+    },
+    /// A hook about keys in a service that does not own one and the same part of them for all its messages.
+    #[error(
+        "the service {service} has the hook `{hook}`, but the keys of {first} and {second} are divided among different \
+         shards, because other services handle one of them too; put those on the same shards, or take the handlers apart"
+    )]
+    KeysDivided {
+        /// The service.
+        service: &'static str,
+        /// The hook.
+        hook: &'static str,
+        /// One message.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Periodic work with a period of zero.
+    #[error("the service {service} has an `every` with a period of zero; it would do nothing else")]
+    NoPeriod {
+        /// The service.
+        service: &'static str,
+    },
 }
-
-/// A service, its types erased.
-struct Service {
-    name: &'static str,
-    shards: Option<Vec<u16>>,
-    declare: Box<dyn Fn() -> Vec<Declaration> + Send + Sync>,
-    bind: BindService,
-}
-
-type BindService = Box<dyn Fn(ShardId, &BindContext, &mut Handlers) + Send + Sync>;
-
-/// A declaration, and the shards of its service.
-pub(crate) type Declared = (Declaration, Box<[u16]>);
 
 /// Describes an engine. Made by [`Engine::builder`].
 #[must_use = "an engine runs when it is started"]
@@ -207,35 +235,7 @@ impl Builder {
         New: Fn(ShardId) -> S + Send + Sync + 'static,
         Declare: Fn(Routes<S>) -> Routes<S> + Send + Sync + 'static,
     {
-        let routes = Arc::new(routes);
-        let declared = routes.clone();
-        self.services.push(Service {
-            name: std::any::type_name::<S>(),
-            shards,
-            declare: Box::new(move || {
-                declared(Routes::new()).entries.into_iter().map(|(declaration, _)| declaration).collect()
-            }),
-            bind: Box::new(move |shard, bind, handlers| {
-                let state = Rc::new(State::new(new(shard)));
-                for (declaration, entry) in routes(Routes::new()).entries {
-                    let index = declaration.type_index.get() as usize;
-                    match entry(&state, bind.clone()) {
-                        Bound::Request(handler) => {
-                            if handlers.requests.len() <= index {
-                                handlers.requests.resize_with(index + 1, || None);
-                            }
-                            handlers.requests[index] = Some(handler);
-                        }
-                        Bound::Event(listener) => {
-                            if handlers.events.len() <= index {
-                                handlers.events.resize_with(index + 1, Vec::new);
-                            }
-                            handlers.events[index].push(listener);
-                        }
-                    }
-                }
-            }),
-        });
+        self.services.push(Service::new(shards, new, routes));
         self
     }
 
@@ -335,7 +335,7 @@ impl Builder {
         fallback: Option<String>,
     ) -> Result<Plan, StartError> {
         let shards = placement.shards().len() as u16; // at most `SHARDS_MAX`
-        let routes = Arc::new(RouteTable::build(&self.declared(shards)?)?);
+        let routes = Arc::new(check(&self.services, shards)?);
         let (listener, lanes) = match &self.cluster {
             Some(list) => list
                 .open(routes.contracts(), shards)
@@ -376,8 +376,8 @@ impl Builder {
                 deadline: self.deadline,
             })
             .collect();
-        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes, self.deadline));
-        let services = services(self.services);
+        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes.clone(), self.deadline));
+        let services = bind_all(self.services, routes);
         Ok(Plan {
             seeds,
             services,
@@ -392,27 +392,6 @@ impl Builder {
             pulses,
             shared,
         })
-    }
-
-    fn declared(&self, shards: u16) -> Result<Vec<Declared>, StartError> {
-        let mut declared = Vec::new();
-        for service in &self.services {
-            let on: Box<[u16]> = match &service.shards {
-                None => (0..shards).collect(),
-                Some(named) => {
-                    if let Some(&shard) = named.iter().find(|&&shard| shard >= shards) {
-                        return Err(StartError::NoSuchShard {
-                            service: service.name,
-                            shard,
-                            last: shards - 1,
-                        });
-                    }
-                    named.as_slice().into()
-                }
-            };
-            declared.extend((service.declare)().into_iter().map(|declaration| (declaration, on.clone())));
-        }
-        Ok(declared)
     }
 }
 
@@ -430,18 +409,6 @@ pub(crate) struct Plan {
     pub(crate) counters: Vec<Arc<CachePadded<ShardCounters>>>,
     pub(crate) pulses: Vec<Arc<CachePadded<Pulse>>>,
     pub(crate) shared: Arc<ClientShared>,
-}
-
-fn services(all: Vec<Service>) -> Services {
-    Arc::new(move |shard, bind| {
-        let mut handlers = Handlers::default();
-        for service in &all {
-            if service.shards.as_ref().is_none_or(|named| named.contains(&shard.0)) {
-                (service.bind)(shard, bind, &mut handlers);
-            }
-        }
-        handlers
-    })
 }
 
 fn engine_id() -> EngineId {

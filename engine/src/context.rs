@@ -13,6 +13,7 @@ use crate::broadcast::Broadcast;
 use crate::call::{Batch, Call};
 use crate::shard::core::{Core, Manner};
 use crate::time::Time;
+use crate::timer::{Every, Sleep};
 
 /// The place of a shard among the shards of its engine, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,8 +107,27 @@ impl Context {
         Batch::new(self, requests.into_iter())
     }
 
+    /// A future that is ready after `duration`, in an async handler. Time is that of the shard's turns: it counts from the
+    /// start of this one, and ends with the first one that starts late enough. So it is as exact as the turns are short.
+    ///
+    /// A handler that sleeps is ended at its deadline, as one that waits for anything else. Dropping the future leaves nothing
+    /// behind. Cost: an entry in the shard's heap of timers.
+    pub fn sleep(&self, duration: Duration) -> Sleep<'_> {
+        Sleep::until(self, self.core.now() + duration)
+    }
+
+    /// Ticks at equal distances, in an async handler: see [`Every::tick`]. A service that works periodically for as long as
+    /// it lives takes [`Routes::every`](crate::Routes::every) instead.
+    ///
+    /// A period of zero is taken as one nanosecond: a tick in each turn.
+    #[must_use]
+    pub fn every(&self, period: Duration) -> Every<'_> {
+        Every::new(self, period)
+    }
+
     /// Publishes an event to every service that listens, on this shard and the others. It leaves when this handler has
-    /// returned (an async one: when it next waits), and not at all if the handler panics. Does not wait; where a bound
+    /// returned (an async one: when it next waits), or before the next request that it sends, so that who gets both gets
+    /// them in order; and not at all if the handler panics before that. Does not wait; where a bound
     /// is full the event is dropped there, and counted in [`ShardStats::events_dropped`](crate::ShardStats).
     pub fn publish<E: Event>(&self, event: &E) {
         self.core.publish(event);

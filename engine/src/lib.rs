@@ -49,11 +49,15 @@ mod cluster;
 #[cfg(not(catga_loom))]
 mod context;
 #[cfg(not(catga_loom))]
+mod description;
+#[cfg(not(catga_loom))]
 pub mod doctor;
 #[cfg(not(catga_loom))]
 mod engine;
 #[cfg(not(catga_loom))]
 mod error;
+#[cfg(not(catga_loom))]
+mod instance;
 #[cfg(not(catga_loom))]
 mod lane;
 #[cfg(not(catga_loom))]
@@ -89,6 +93,8 @@ mod tasks;
 #[cfg(not(catga_loom))]
 mod time;
 #[cfg(not(catga_loom))]
+mod timer;
+#[cfg(not(catga_loom))]
 mod watchdog;
 
 #[doc(hidden)]
@@ -107,10 +113,12 @@ pub use {
     doctor::doctor,
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
+    instance::{OnPanic, Owned, State},
     placement::{Placement, ShardPlace},
     reply::Reply,
     runtime::drive::Idle,
-    service::{Routes, State},
+    service::Routes,
     stats::{ShardStats, Stats},
     stop::StopReport,
+    timer::{Every, Sleep},
 };

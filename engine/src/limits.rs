@@ -59,6 +59,10 @@ pub const POOLED_SMALL_BYTES: usize = 320;
 /// Frames that each thread keeps for reuse, of each size.
 pub const POOLED_FRAMES: usize = 4096;
 
+/// Calls that may fail at once in one turn of a shard. After so many, and so many more, one tells its caller in the next
+/// turn only, so that a handler that tries again for ever gives its shard back in between.
+pub const FAILURES_AT_ONCE: u32 = 256;
+
 /// The time a call may take unless it says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 

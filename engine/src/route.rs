@@ -10,7 +10,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 use catga_codec::{Contract, MessageId, TypeIndex};
 use catga_discovery::sync::atomic::{AtomicU64, Ordering};
 
-use crate::builder::{Declared, StartError};
+use crate::builder::StartError;
+use crate::description::Declared;
+use crate::instance::Owned;
 use crate::limits::SHARDS_MAX;
 use crate::service::Declaration;
 
@@ -30,14 +32,19 @@ pub(crate) enum Placement<'a> {
     AnyOf(&'a [u16]),
 }
 
+/// Which of so many equal parts of the keys the key with this hash is in.
+#[inline]
+pub(crate) fn part_of(hash: u64, parts: usize) -> usize {
+    // The high half of the product spreads evenly without a division.
+    ((u128::from(hash) * parts as u128) >> 64) as usize
+}
+
 impl Shards {
     /// A key belongs to one of the shards that handle the message: the same on every node with as many of them.
     #[inline]
     pub(crate) fn place(&self, key: u64) -> Placement<'_> {
         if self.keyed {
-            // The high half of the product spreads evenly without a division.
-            let index = (u128::from(key) * self.shards.len() as u128) >> 64;
-            Placement::Owner(self.shards[index as usize])
+            Placement::Owner(self.shards[part_of(key, self.shards.len())])
         } else {
             Placement::AnyOf(&self.shards)
         }
@@ -164,6 +171,40 @@ impl RouteTable {
     #[inline]
     pub(crate) fn listeners(&self, index: u32) -> Option<&Shards> {
         self.events.get(index as usize)?.as_ref()
+    }
+
+    /// The shards among which the keys of a service's messages are divided; `None` if none of them has a key.
+    ///
+    /// # Errors
+    /// The names of two messages whose keys are divided differently: other services handle one of them as well.
+    pub(crate) fn owners<'a>(
+        &self,
+        handlers: impl IntoIterator<Item = &'a Declaration>,
+    ) -> Result<Option<&[u16]>, (String, String)> {
+        let mut first: Option<(&Declaration, &[u16])> = None;
+        for handler in handlers.into_iter().filter(|handler| handler.keyed) {
+            let column = if handler.is_request { &self.requests } else { &self.events };
+            let Some(Some(route)) = column.get(handler.type_index.get() as usize) else { continue };
+            match first {
+                None => first = Some((handler, &route.shards)),
+                Some((known, shards)) if shards != &*route.shards => {
+                    return Err((known.contract.name.to_string(), handler.contract.name.to_string()));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(first.map(|(_, shards)| shards))
+    }
+
+    /// The part of the keys that a service owns on a shard, if its messages have keys that are divided alike.
+    pub(crate) fn owned<'a>(
+        &self,
+        handlers: impl IntoIterator<Item = &'a Declaration>,
+        shard: u16,
+    ) -> Option<Owned> {
+        let shards = self.owners(handlers).ok().flatten()?;
+        let part = shards.iter().position(|owner| *owner == shard)?;
+        Some(Owned::new(part, shards.len()))
     }
 
     /// The type index behind the id in a frame from another node.

@@ -8,7 +8,6 @@
 //! A handler is behind one virtual call. On this side of it the message is bytes; on the other side it is typed from
 //! the archive to the answer, which is written straight to where it goes (a slot, a ring, a lane).
 
-use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -21,42 +20,10 @@ use catga_codec::{
 use crate::call::table::Ending;
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
+use crate::instance::{Hooks, State};
 use crate::shard::reply_to::ReplyTo;
 use crate::tasks::{AsyncHandler, TaskInput};
 use crate::time::Time;
-
-/// The state of one service instance, on the shard that owns it.
-///
-/// A sync handler gets it as `&mut S`. An async handler gets the `State` and borrows from it for the time of a closure,
-/// never across an `await`: between two awaits other handlers may run.
-#[derive(Debug)]
-pub struct State<S> {
-    inner: RefCell<S>,
-    poisoned: Cell<bool>,
-}
-
-impl<S> State<S> {
-    pub(crate) fn new(inner: S) -> Self {
-        Self { inner: RefCell::new(inner), poisoned: Cell::new(false) }
-    }
-
-    /// Runs `f` with the state.
-    ///
-    /// # Panics
-    /// If called from within another `with` of the same instance.
-    pub fn with<R>(&self, f: impl FnOnce(&mut S) -> R) -> R {
-        f(&mut self.inner.borrow_mut())
-    }
-
-    /// After a panic the instance refuses what comes, because nobody knows what the panic left half done.
-    pub(crate) fn poison(&self) {
-        self.poisoned.set(true);
-    }
-
-    pub(crate) fn is_poisoned(&self) -> bool {
-        self.poisoned.get()
-    }
-}
 
 /// A frame on its way into a handler, and whether its bytes need checking.
 #[derive(Clone, Copy)]
@@ -170,6 +137,16 @@ pub(crate) struct BindContext {
 #[must_use = "return the routes from the closure"]
 pub struct Routes<S> {
     pub(crate) entries: Vec<(Declaration, Bind<S>)>,
+    pub(crate) hooks: Hooks<S>,
+}
+
+/// What can be known of a service without an instance.
+pub(crate) struct Outline {
+    pub(crate) handlers: Vec<Declaration>,
+    /// The name of a hook about keys, if it has one.
+    pub(crate) about_keys: Option<&'static str>,
+    /// Whether it wants something done in no time again and again.
+    pub(crate) empty_period: bool,
 }
 
 impl<S> std::fmt::Debug for Routes<S> {
@@ -182,7 +159,15 @@ impl<S> std::fmt::Debug for Routes<S> {
 
 impl<S: 'static> Routes<S> {
     pub(crate) fn new() -> Self {
-        Self { entries: Vec::new() }
+        Self { entries: Vec::new(), hooks: Hooks::default() }
+    }
+
+    pub(crate) fn outline(self) -> Outline {
+        Outline {
+            about_keys: self.hooks.about_keys(),
+            empty_period: self.hooks.has_empty_period(),
+            handlers: self.entries.into_iter().map(|(declaration, _)| declaration).collect(),
+        }
     }
 
     /// Handles a request with a function that runs to its end: `fn(&mut S, &Archived<R>, &Context) -> Result<Reply, Error>`.
@@ -286,23 +271,33 @@ where
 {
     #[inline]
     fn serve_inline(&self, frame: Incoming<'_>, ctx: &Context, answer: &mut OwnedFrame) -> Option<Ending> {
-        let outcome = match self.run(frame, ctx) {
-            Ok(Ok(reply)) => answer.encode(Header::new(Kind::Reply), &reply).map(|()| Ending::Reply),
-            Ok(Err(error)) => answer.encode(Header::new(Kind::Rejected), &error).map(|()| Ending::Rejected),
-            Err(NotRun::Busy) => return None,
-            Err(NotRun::Ended(ending)) => Ok(ending),
-        };
-        Some(outcome.unwrap_or(Ending::Failed(Failure::ReplyTooLarge)))
+        let outcome = self.run(frame, ctx, |outcome| match outcome {
+            Ok(reply) => answer.encode(Header::new(Kind::Reply), reply).map(|()| Ending::Reply),
+            Err(error) => answer.encode(Header::new(Kind::Rejected), error).map(|()| Ending::Rejected),
+        });
+        match outcome {
+            Ok(Ok(ending)) => Some(ending),
+            Ok(Err(_)) => {
+                ctx.core().counters.failed.add(1);
+                Some(Ending::Failed(Failure::ReplyTooLarge))
+            }
+            Err(NotRun::Busy) => None,
+            Err(NotRun::Refused(refusal)) => {
+                ctx.core().counters.refused.add(1);
+                Some(Ending::Refused(refusal))
+            }
+            Err(NotRun::Panicked) => Some(Ending::Failed(Failure::Panicked)),
+        }
     }
 
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo) {
         let core = ctx.core();
-        match self.run(frame, ctx) {
-            Ok(answer) => core.answer::<R>(to, &answer),
+        match self.run(frame, ctx, |outcome| core.answer::<R>(to, outcome)) {
+            Ok(()) => {}
             // Only reachable from inside `State::with`: the frame waits until the borrow is over.
             Err(NotRun::Busy) => core.queue_here(frame, to, ctx.deadline()),
-            Err(NotRun::Ended(Ending::Refused(refusal))) => core.refuse(to, refusal),
-            Err(NotRun::Ended(ending)) => core.end(to, ending),
+            Err(NotRun::Refused(refusal)) => core.refuse(to, refusal),
+            Err(NotRun::Panicked) => core.end(to, Ending::Failed(Failure::Panicked)), // counted already
         }
     }
 }
@@ -311,8 +306,10 @@ where
 enum NotRun {
     /// Its state is borrowed just now.
     Busy,
-    /// The request ends like this instead.
-    Ended(Ending),
+    /// It was not asked.
+    Refused(Refusal),
+    /// It panicked.
+    Panicked,
 }
 
 impl<S, R, F> SyncHandler<S, R, F>
@@ -320,19 +317,30 @@ where
     R: Request,
     F: Fn(&mut S, &R::Archived, &Context) -> Result<R::Reply, R::Error>,
 {
-    #[inline(always)] // the answer is encoded by the caller, out of registers if it fits them
-    fn run(&self, frame: Incoming<'_>, ctx: &Context) -> Result<Result<R::Reply, R::Error>, NotRun> {
-        let refused = |refusal| NotRun::Ended(Ending::Refused(refusal));
-        if self.state.poisoned.get() {
-            return Err(refused(Refusal::Poisoned));
+    /// Runs the handler and gives what it returned to `write`. Archiving and dropping that are user code as well: a panic
+    /// in them is the handler's. An answer that was written before it stands.
+    #[inline(always)] // what the handler returns is written where it is, in registers if it fits them
+    fn run<T>(
+        &self,
+        frame: Incoming<'_>,
+        ctx: &Context,
+        write: impl FnOnce(&Result<R::Reply, R::Error>) -> T,
+    ) -> Result<T, NotRun> {
+        if self.state.is_poisoned() {
+            return Err(NotRun::Refused(Refusal::Poisoned));
         }
         let mut state = self.state.inner.try_borrow_mut().map_err(|_| NotRun::Busy)?;
-        let archived = frame.access::<R>().map_err(refused)?;
-        catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
-            self.state.poison();
-            ctx.core().panicked(R::NAME, &*panic);
-            NotRun::Ended(Ending::Failed(Failure::Panicked))
-        })
+        let archived = frame.access::<R>().map_err(NotRun::Refused)?;
+        let mut written = None;
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            let outcome = (self.handler)(&mut state, archived, ctx);
+            drop(state); // whoever is woken by the answer finds it free; so does a policy after a panic
+            written = Some(write(&outcome));
+        }));
+        if let Err(panic) = ran {
+            self.state.panicked(ctx, R::NAME, panic);
+        }
+        written.ok_or(NotRun::Panicked)
     }
 }
 
@@ -348,16 +356,7 @@ where
     F: Fn(&mut S, &E::Archived, &Context),
 {
     fn listen(&self, frame: Incoming<'_>, ctx: &Context) -> Result<(), NotHeard> {
-        if self.state.poisoned.get() {
-            return Err(NotHeard::Refused(Refusal::Poisoned));
-        }
         let archived = frame.access::<E>().map_err(NotHeard::Refused)?;
-        let borrowed = self.state.inner.try_borrow_mut();
-        let mut state = borrowed.map_err(|_| NotHeard::Refused(Refusal::Overloaded))?;
-        catch_unwind(AssertUnwindSafe(|| (self.handler)(&mut state, archived, ctx))).map_err(|panic| {
-            self.state.poison();
-            ctx.core().panicked(E::NAME, &*panic);
-            NotHeard::Panicked
-        })
+        self.state.run(ctx, E::NAME, |state| (self.handler)(state, archived, ctx))
     }
 }

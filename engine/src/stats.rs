@@ -83,7 +83,7 @@ counters! {
     refused,
     /// Of these, how many came too late to be worth looking at.
     expired,
-    /// Handlers that panicked, or whose answer did not fit.
+    /// Handlers, hooks and ticks that panicked, and handlers whose answer did not fit.
     failed,
     /// Async handlers that were ended before they came to an answer.
     cut,
@@ -143,6 +143,10 @@ counters! {
     tasks_stopped,
     /// Stops whose time was over while this shard still had something to do.
     drains_cut,
+    /// Service instances that are out of use since a panic.
+    poisoned,
+    /// Times a service instance was made anew after a panic.
+    rebuilt,
 }
 
 /// The counters of an engine, one set for each shard.

@@ -5,7 +5,6 @@
 //! waking a slot whose task is gone polls nothing. A task stands in the ready queue at most once, so the queue's
 //! capacity (all tasks of the shard) can never be exceeded.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::marker::PhantomData;
@@ -19,11 +18,13 @@ use catga_codec::{OwnedFrame, Request};
 use catga_discovery::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_queue::ArrayQueue;
 
+use crate::call::table::Ending;
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
+use crate::instance::State;
 use crate::pool;
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::service::{BindContext, Incoming, Serve, State};
+use crate::service::{BindContext, Incoming, Serve};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 
@@ -185,43 +186,49 @@ where
             self.slots.borrow_mut()[index as usize] = Some(slot);
             return;
         };
-        let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut cx)));
         let core = ctx.core();
+        let to = &mut slot.to;
+        let mut answered = false;
+        // What the handler returns is archived and dropped in here as well: that is user code too.
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let Poll::Ready(output) = future.poll(&mut cx) else { return Poll::Pending };
+            match &output {
+                Ok(answer) => core.answer::<R>(to, answer),
+                Err(refusal) => core.refuse(to, *refusal),
+            }
+            answered = true;
+            Poll::Ready(())
+        }));
         match polled {
             Ok(Poll::Pending) => {
                 self.slots.borrow_mut()[index as usize] = Some(slot);
+                return;
             }
-            Ok(Poll::Ready(output)) => {
-                match output {
-                    Ok(answer) => core.answer::<R>(&mut slot.to, &answer),
-                    Err(refusal) => core.refuse(&mut slot.to, refusal),
-                }
-                self.retire(index, slot, ctx);
-            }
+            Ok(Poll::Ready(())) => {}
             Err(panic) => {
-                self.panicked(ctx, &*panic);
-                core.fail(&mut slot.to, Failure::Panicked);
-                self.retire(index, slot, ctx);
+                self.state.panicked(ctx, R::NAME, panic);
+                if !answered {
+                    core.end(&mut slot.to, Ending::Failed(Failure::Panicked));
+                }
             }
         }
+        self.retire(index, slot, ctx);
     }
 
-    fn panicked(&self, ctx: &Context, panic: &(dyn Any + Send)) {
-        self.state.poison();
-        ctx.core().panicked(R::NAME, panic);
-    }
-
-    /// Drops what is left of the future and frees the slot.
-    fn retire(&self, index: u32, mut slot: Slot<Fut>, ctx: &Context) {
+    /// Drops what is left of the future and frees the slot. Says whether that panicked.
+    fn retire(&self, index: u32, mut slot: Slot<Fut>, ctx: &Context) -> bool {
         // The handler's locals are dropped here; their `Drop` is user code too.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| slot.future.set(None))) {
-            self.panicked(ctx, &*panic);
+        let dropped = catch_unwind(AssertUnwindSafe(|| slot.future.set(None)));
+        let panicked = dropped.is_err();
+        if let Err(panic) = dropped {
+            self.state.panicked(ctx, R::NAME, panic);
             // A future that panicked while it was dropped is not dropped again.
             slot.future = Box::pin(None);
         }
         self.slots.borrow_mut()[index as usize] = Some(slot);
         self.free.borrow_mut().push(index);
         self.running.set(self.running.get() - 1);
+        panicked
     }
 }
 
@@ -272,8 +279,14 @@ where
             };
             if let Some(mut slot) = taken {
                 let mut to = std::mem::take(&mut slot.to);
-                self.retire(index as u32, slot, ctx);
-                ctx.core().cut(&mut to);
+                let core = ctx.core();
+                if self.retire(index as u32, slot, ctx) {
+                    core.end(&mut to, Ending::Failed(Failure::Panicked));
+                } else {
+                    core.cut(&mut to);
+                }
+                // What its locals published when they were dropped.
+                core.after_handler();
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use catga_codec::{CallId, Flags, Request};
 
+use crate::call::table::Ending;
 use crate::context::Context;
 use crate::error::{CallError, NotSent};
 use crate::pool;
@@ -32,6 +33,8 @@ enum Stage {
     /// Waits for room on the way.
     Waiting(CallId),
     InFlight(CallId),
+    /// It failed at once, as too many did in this turn: who made it is told in the next one.
+    Failed(Ending),
     Ended,
 }
 
@@ -75,6 +78,11 @@ impl<'a, R: Request> Call<'a, R> {
             .attempt(self.request, self.manner, deadline, slot, |calls| calls.open_for(deadline, cx.waker()))
         {
             Attempt::Ended(ending, frame) => {
+                if !matches!(ending, Ending::Reply | Ending::Rejected) && core.must_yield() {
+                    self.stage = Stage::Failed(ending);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 self.stage = Stage::Ended;
                 Poll::Ready(conclude::<R>(ending, frame.unwrap_or_else(pool::take)))
             }
@@ -100,6 +108,10 @@ impl<R: Request> Future for Call<'_, R> {
         let call = match this.stage {
             Stage::Unsent => return this.attempt(None, cx),
             Stage::Waiting(call) | Stage::InFlight(call) => call,
+            Stage::Failed(ending) => {
+                this.stage = Stage::Ended;
+                return Poll::Ready(conclude::<R>(ending, pool::take()));
+            }
             Stage::Ended => return Poll::Ready(Err(CallError::NotSent(NotSent::Deadline))),
         };
         let mut calls = this.ctx.core().calls.borrow_mut();

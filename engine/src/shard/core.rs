@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, Contract, Flags, Header, Kind, MessageId, OwnedFrame, Request};
+use catga_codec::{CallId, Contract, Flags, Header, Kind, MessageId, OwnedFrame, Request, TypeIndex};
 
 use crossbeam_utils::CachePadded;
 
@@ -22,17 +22,19 @@ use crate::call::table::{CallTable, Ending, LaneKey, Target};
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};
+use crate::instance::Instance;
 use crate::lane::io::Lanes;
-use crate::limits::LOCAL_QUEUE_MESSAGES;
+use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES};
 use crate::pool;
 use crate::route::{Placement, RouteTable};
-use crate::service::{Incoming, Listen, Serve};
+use crate::service::{Bound, Incoming, Listen, Serve};
 use crate::shard::Seed;
 use crate::shard::core::fanout::Fanouts;
 use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::stats::ShardCounters;
 use crate::time::Time;
+use crate::timer::{Due, Timers};
 use crate::watchdog::Pulse;
 
 /// The handlers of one shard, by the type index of their message.
@@ -40,9 +42,30 @@ use crate::watchdog::Pulse;
 pub(crate) struct Handlers {
     pub(crate) requests: Vec<Option<Box<dyn Serve>>>,
     pub(crate) events: Vec<Vec<Box<dyn Listen>>>,
+    /// The service instances behind them.
+    pub(crate) instances: Vec<Rc<dyn Instance>>,
 }
 
 impl Handlers {
+    /// Takes up a handler of the messages with this type index.
+    pub(crate) fn add(&mut self, index: TypeIndex, bound: Bound) {
+        let index = index.get() as usize;
+        match bound {
+            Bound::Request(handler) => {
+                if self.requests.len() <= index {
+                    self.requests.resize_with(index + 1, || None);
+                }
+                self.requests[index] = Some(handler);
+            }
+            Bound::Event(listener) => {
+                if self.events.len() <= index {
+                    self.events.resize_with(index + 1, Vec::new);
+                }
+                self.events[index].push(listener);
+            }
+        }
+    }
+
     #[inline]
     fn request(&self, index: u32) -> Option<&dyn Serve> {
         self.requests.get(index as usize)?.as_deref()
@@ -108,6 +131,7 @@ pub(crate) struct Core {
     pub(crate) mesh: RefCell<Vec<Option<Outgoing>>>,
     pub(crate) lanes: RefCell<Lanes>,
     pub(crate) deadline: Duration,
+    pub(crate) timers: Timers,
     handlers: OnceCell<Handlers>,
     now: Cell<Time>,
     /// Where requests to handlers of this shard are archived for the time that the handler runs.
@@ -120,6 +144,8 @@ pub(crate) struct Core {
     cancelled_here: RefCell<Vec<CallId>>,
     next: Cell<usize>,
     stopping: Cell<bool>,
+    /// Calls of this turn that failed inside their first poll.
+    failed_at_once: Cell<u32>,
 }
 
 impl Core {
@@ -133,6 +159,7 @@ impl Core {
             mesh: RefCell::new(mesh),
             lanes: RefCell::new(lanes),
             deadline: seed.deadline,
+            timers: Timers::default(),
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
@@ -143,6 +170,7 @@ impl Core {
             cancelled_here: RefCell::new(Vec::new()),
             next: Cell::new(usize::from(seed.id.0)),
             stopping: Cell::new(false),
+            failed_at_once: Cell::new(0),
         })
     }
 
@@ -150,6 +178,7 @@ impl Core {
     pub(crate) fn install(&self, handlers: Handlers) {
         let fresh = self.handlers.set(handlers).is_ok();
         debug_assert!(fresh, "handlers are installed once");
+        self.timers.set(Time::ZERO, Due::Begin);
     }
 
     pub(crate) fn handlers(&self) -> Option<&Handlers> {
@@ -161,8 +190,19 @@ impl Core {
         self.now.get()
     }
 
+    /// A turn begins.
     pub(crate) fn set_now(&self, now: Time) {
         self.now.set(now);
+        self.failed_at_once.set(0);
+    }
+
+    /// Whether a call that fails at once should let the turn go on before it says so. A handler that calls again and again
+    /// until it succeeds would else never give its shard back, and its own deadline would never come.
+    #[cold]
+    pub(crate) fn must_yield(&self) -> bool {
+        let failed = self.failed_at_once.get() + 1;
+        self.failed_at_once.set(failed);
+        failed.is_multiple_of(FAILURES_AT_ONCE)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -232,6 +272,8 @@ impl Core {
         slot: Option<CallId>,
         open: impl FnOnce(&mut CallTable<ReplyTo>) -> Option<CallId>,
     ) -> Attempt {
+        // What the caller has published so far leaves before its request.
+        self.after_handler();
         let now = self.now();
         if deadline <= now || self.stopping.get() {
             let reason = if self.stopping.get() { NotSent::Stopping } else { NotSent::Deadline };

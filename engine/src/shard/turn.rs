@@ -1,7 +1,8 @@
 //! The turn: one round of a shard's loop, as a list.
 //!
 //! The clock is read once, at the top. Each step takes a bounded batch, so a turn is short whatever comes in; nothing in it
-//! blocks. Answers come before requests, because they free credits and wake tasks; what the turn has written becomes
+//! blocks. Timers come first: the first of them is
+//! the shard's beginning. Answers come before requests, because they free credits and wake tasks; what the turn has written becomes
 //! visible at its end, once for each ring and each lane.
 
 use catga_codec::Kind;
@@ -24,6 +25,8 @@ use std::time::Duration;
 const QUEUE_BATCH: usize = 256;
 /// Tasks polled in one turn.
 const TASK_BATCH: usize = 256;
+/// Timers run in one turn.
+const TIMER_BATCH: usize = 256;
 /// A shard that does not sleep asks the world at this interval which sockets are ready.
 const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
@@ -44,6 +47,9 @@ impl Shard {
         self.core.pulse.begin(now);
         self.note_last_turn(now);
         let mut done = 0;
+        if now >= self.core.timers.next() {
+            done += self.core.run_timers(TIMER_BATCH, &mut self.ctx);
+        }
         done += self.take_answers();
         done += self.take_requests();
         done += self.take_inbox();
@@ -245,6 +251,8 @@ impl Shard {
         }
         self.core.lanes.borrow_mut().flush(&mut *self.world, now, true);
         if self.core.lanes.borrow().are_written() || now >= until {
+            self.core.lose_keys(&mut self.ctx);
+            self.publish();
             self.core.publish_gauges();
             self.stopped = true;
         }
@@ -321,6 +329,7 @@ impl Shard {
         /// Some timer is never far away, but a lost wake-up of the machine should not hang a service.
         const LONGEST: Duration = Duration::from_millis(500);
         let mut wake = self.core.calls.borrow().next_expiry().min(self.core.lanes.borrow().next_tick());
+        wake = wake.min(self.core.timers.next());
         // Nothing rings when another shard becomes quiet.
         if self.core.tasks_running() > 0 || self.refusing {
             wake = wake.min(now + Duration::from_millis(1));

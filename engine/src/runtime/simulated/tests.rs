@@ -4,6 +4,7 @@
 
 mod broadcasts;
 mod ledger;
+mod life;
 mod services;
 
 use std::cell::Cell;

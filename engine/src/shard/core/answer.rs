@@ -5,8 +5,6 @@
 
 use super::Core;
 
-use std::any::Any;
-
 use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 
 use crate::call::table::{Ending, Target, Wake};
@@ -196,23 +194,11 @@ impl Core {
         self.end(to, Ending::Unknown(Unknown::Cut));
     }
 
-    /// Logs a handler's panic. What it had published does not leave.
+    /// What was published and has not left yet does not leave: who published it has panicked.
     #[cold]
-    pub(crate) fn panicked(&self, message: &str, panic: &(dyn Any + Send)) {
-        let text = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("(a panic without text)");
-        tracing::error!(
-            shard = self.shard.0,
-            message,
-            panic = text,
-            "a handler panicked; its service instance refuses from now on"
-        );
-        let mut outbox = self.outbox.borrow_mut();
-        self.counters.events_dropped.add(outbox.len() as u64);
-        outbox.clear();
+    pub(crate) fn withdraw_published(&self) {
+        let withdrawn = std::mem::take(&mut *self.outbox.borrow_mut());
+        self.counters.events_dropped.add(withdrawn.len() as u64);
     }
 }
 

@@ -1,8 +1,11 @@
-//! What comes in for the handlers of this shard: requests, events, and the end of tasks that nobody waits for any more.
+//! What comes in for the handlers of this shard: requests, events, timers, and the end of tasks that nobody waits
+//! for any more.
 //!
 //! Before a handler runs, the time that is left is looked at; after it has returned, what it published leaves.
 
 use super::{Core, Here, Try};
+
+use std::rc::Rc;
 
 use catga_codec::{CallId, Event, Header, Kind, LocalFrame, OwnedFrame};
 
@@ -11,12 +14,14 @@ use crate::client::completion::Promise;
 use crate::client::event_header;
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
+use crate::instance::Instance;
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::Placement;
 use crate::service::{Incoming, NotHeard, Serve};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
+use crate::timer::{Due, tick_after};
 
 impl Core {
     /// A request, a cancel or an event out of a ring.
@@ -174,7 +179,7 @@ impl Core {
                     failure.get_or_insert(Ending::Refused(refusal));
                 }
                 Err(NotHeard::Panicked) => {
-                    self.counters.failed.add(1);
+                    // Counted where the policy was followed.
                     failure.get_or_insert(Ending::Failed(Failure::Panicked));
                 }
             }
@@ -199,7 +204,7 @@ impl Core {
         }
     }
 
-    /// Sends what the handler that has just returned had published.
+    /// Sends what the handler that has just returned had published; or what one that makes a call has published so far.
     #[inline]
     pub(crate) fn after_handler(&self) {
         if !self.outbox.borrow().is_empty() {
@@ -249,6 +254,55 @@ impl Core {
                 self.counters.events_dropped.add(1);
             }
         }
+    }
+
+    // ---- timers and hooks -------------------------------------------------------------------------------------
+
+    /// Runs the timers that have come, at most `limit`. Returns how many.
+    pub(crate) fn run_timers(&self, limit: usize, ctx: &mut Context) -> usize {
+        let now = self.now();
+        for done in 0..limit {
+            let Some((at, due)) = self.timers.pop(now) else { return done };
+            match due {
+                Due::Begin => self.begin(ctx),
+                Due::Wake(waker) => waker.wake(),
+                Due::Tick { instance, which } => {
+                    ctx.set_deadline(now + self.deadline);
+                    let period = self.instances().get(instance).and_then(|found| found.tick(which, ctx));
+                    self.after_handler();
+                    if let Some(period) = period {
+                        self.timers.set(tick_after(at, period, now), due);
+                    }
+                }
+            }
+        }
+        limit
+    }
+
+    /// Before anything is handled: each instance learns what it owns, and its periods begin.
+    fn begin(&self, ctx: &mut Context) {
+        let now = self.now();
+        ctx.set_deadline(now + self.deadline);
+        for (instance, found) in self.instances().iter().enumerate() {
+            found.gained(ctx);
+            self.after_handler();
+            for (which, period) in found.periods().into_iter().enumerate() {
+                self.timers.set(now + period, Due::Tick { instance, which });
+            }
+        }
+    }
+
+    /// After everything: each instance is told that it owns nothing any more.
+    pub(crate) fn lose_keys(&self, ctx: &mut Context) {
+        ctx.set_deadline(self.now() + self.deadline);
+        for found in self.instances() {
+            found.lost(ctx);
+            self.after_handler();
+        }
+    }
+
+    fn instances(&self) -> &[Rc<dyn Instance>] {
+        self.handlers.get().map_or(&[], |handlers| &handlers.instances)
     }
 
     // ---- tasks ------------------------------------------------------------------------------------------------
