@@ -125,6 +125,38 @@ impl<S: 'static> Routes<S> {
     /// shard or node may have worked with the same keys a moment ago, or still believe that it owns them. Where that
     /// matters, the state behind the keys must tell old writers from new ones itself.
     ///
+    /// ```
+    /// use catga::prelude::*;
+    ///
+    /// #[request(reply = Total, key = customer)]
+    /// pub struct Pay { pub customer: u64, pub cents: u64 }
+    /// #[message]
+    /// pub struct Total { pub cents: u64 }
+    ///
+    /// #[derive(Default)]
+    /// struct Accounts { cents: std::collections::HashMap<u64, u64> }
+    ///
+    /// impl Accounts {
+    ///     fn gained(&mut self, owned: &Owned, _: &Context) {
+    ///         let stored = [(1_u64, 100), (2, 250), (3, 0)]; // in a database, perhaps
+    ///         self.cents.extend(stored.into_iter().filter(|(customer, _)| owned.contains(customer)));
+    ///     }
+    ///     fn pay(&mut self, pay: &Archived<Pay>, _: &Context) -> Result<Total, Fault> {
+    ///         let cents = self.cents.entry(pay.customer.to_native()).or_default();
+    ///         *cents += pay.cents.to_native();
+    ///         Ok(Total { cents: *cents })
+    ///     }
+    /// }
+    ///
+    /// let engine = Engine::builder()
+    ///     .shards(2)
+    ///     .service(|_| Accounts::default(), |routes| routes.request(Accounts::pay).gained(Accounts::gained))
+    ///     .start()?;
+    /// let total = pollster::block_on(engine.client().send(&Pay { customer: 2, cents: 50 }));
+    /// assert_eq!(total.map(|total| total.cents.to_native()), Ok(300));
+    /// # Ok::<(), StartError>(())
+    /// ```
+    ///
     /// A second one replaces the first. On a service without a handler of keyed messages it is a start error, and also where
     /// the keys of its messages are divided among different shards.
     pub fn gained(mut self, hook: impl Fn(&mut S, &Owned, &Context) + 'static) -> Self {

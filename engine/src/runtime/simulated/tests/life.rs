@@ -33,6 +33,7 @@ struct Fan {
 struct Poke {
     key: u64,
     panics: bool,
+    fuse: bool,
 }
 /// Handled after a sleep; panics then, or in the `Drop` of what it holds if it is ended before.
 #[request(reply = Lived, key = key)]
@@ -41,6 +42,7 @@ struct PokeLater {
     micros: u64,
     panics: bool,
     panics_if_dropped: bool,
+    fuse: bool,
 }
 #[event(key = key)]
 struct Jolt {
@@ -53,6 +55,22 @@ struct Leak {}
 #[message]
 struct Lived {
     key: u64,
+    /// The shard on which it panics when it is dropped, and one more; 0 if it does not.
+    fuse: u16,
+}
+
+impl Lived {
+    fn new(key: u64, fuse: bool, ctx: &Context) -> Self {
+        Self { key, fuse: if fuse { ctx.shard().0 + 1 } else { 0 } }
+    }
+}
+
+impl Drop for Lived {
+    fn drop(&mut self) {
+        if self.fuse > 0 && !std::thread::panicking() {
+            panics_at(ShardId(self.fuse - 1));
+        }
+    }
 }
 
 /// What happened on one shard.
@@ -155,7 +173,7 @@ impl Fragile {
     fn poke(&mut self, poke: &Archived<Poke>, ctx: &Context) -> Result<Lived, Fault> {
         self.begins(poke.key.to_native(), ctx);
         self.act(poke.panics, ctx);
-        Ok(Lived { key: poke.key.to_native() })
+        Ok(Lived::new(poke.key.to_native(), poke.fuse, ctx))
     }
 
     async fn poke_later(
@@ -173,7 +191,7 @@ impl Fragile {
             wrong(format!("slept until {now:?} instead of {due:?}"));
         }
         this.with(|this| this.act(poke.panics, ctx));
-        Ok(Lived { key: poke.key.to_native() })
+        Ok(Lived::new(poke.key.to_native(), poke.fuse, ctx))
     }
 
     fn jolt(&mut self, jolt: &Archived<Jolt>, ctx: &Context) {
@@ -220,19 +238,20 @@ impl Fanner {
             }
         }
         while flying.next().await.is_some() {}
-        Ok(Lived { key: 0 })
+        Ok(Lived::new(0, false, ctx))
     }
 
     async fn one(seed: u64, ctx: &Context) {
         let mut rng = Rng::new(seed);
-        let (key, panics) = (rng.next(), rng.chance(60));
+        // An answer that panics when it is dropped has been written by then: its caller has it.
+        let (key, panics, fuse) = (rng.next(), rng.chance(60), rng.chance(40));
         let within = rng.time(ms(1), ms(30));
         if rng.chance(500) {
-            let outcome = ctx.send(&Poke { key, panics }).within(within).await;
+            let outcome = ctx.send(&Poke { key, panics, fuse }).within(within).await;
             return Self::note(outcome.map(|lived| lived.key.to_native()), key, panics, false);
         }
         let (micros, in_drop) = (rng.below(20_000), rng.chance(60));
-        let poke = PokeLater { key, micros, panics, panics_if_dropped: in_drop };
+        let poke = PokeLater { key, micros, panics, panics_if_dropped: in_drop, fuse };
         let patience = if rng.chance(300) { rng.time(Duration::ZERO, ms(20)) } else { ms(1000) };
         match select(pin!(ctx.send(&poke).within(within)), pin!(ctx.sleep(patience))).await {
             Either::Left((outcome, _)) => {
