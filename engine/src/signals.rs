@@ -29,18 +29,20 @@ pub(crate) struct Signals {
     sender: UnixStream,
     receiver: UnixStream,
     handlers: Vec<SigId>,
+    entered: Option<Entered>,
 }
 
 impl Signals {
     /// Installs the handlers.
     pub(crate) fn install() -> io::Result<Self> {
         let (sender, receiver) = UnixStream::pair()?;
-        enter()?;
-        let mut signals = Self { sender, receiver, handlers: Vec::new() };
+        let mut signals = Self { sender, receiver, handlers: Vec::new(), entered: None };
         for signal in SIGNALS {
             let handler = low_level::pipe::register(signal, signals.sender.try_clone()?)?;
             signals.handlers.push(handler);
         }
+        // Last, and left first: there is no moment in which a signal does nothing at all.
+        signals.entered = Some(Entered::enter()?);
         Ok(signals)
     }
 
@@ -59,35 +61,42 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
+        self.entered = None;
         for handler in self.handlers.drain(..) {
             low_level::unregister(handler);
         }
-        leave();
     }
 }
 
-fn enter() -> io::Result<()> {
-    let mut defaults = DEFAULTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if defaults.is_none() {
-        let nobody_runs = Arc::new(AtomicBool::new(false));
-        for signal in SIGNALS {
-            flag::register_conditional_default(signal, nobody_runs.clone())?;
+/// As long as one of these lives, signals do not do what they do by default.
+struct Entered;
+
+impl Entered {
+    fn enter() -> io::Result<Self> {
+        let mut defaults = DEFAULTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if defaults.is_none() {
+            let nobody_runs = Arc::new(AtomicBool::new(false));
+            for signal in SIGNALS {
+                flag::register_conditional_default(signal, nobody_runs.clone())?;
+            }
+            *defaults = Some(Defaults { runs: 0, nobody_runs });
         }
-        *defaults = Some(Defaults { runs: 0, nobody_runs });
+        if let Some(defaults) = defaults.as_mut() {
+            defaults.runs += 1;
+            // SeqCst, as signal-hook reads it: the two are far apart in time, and this is no hot path.
+            defaults.nobody_runs.store(false, Ordering::SeqCst);
+        }
+        Ok(Self)
     }
-    if let Some(defaults) = defaults.as_mut() {
-        defaults.runs += 1;
-        // SeqCst, as signal-hook reads it: the two are far apart in time, and this is no hot path.
-        defaults.nobody_runs.store(false, Ordering::SeqCst);
-    }
-    Ok(())
 }
 
-fn leave() {
-    let mut defaults = DEFAULTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(defaults) = defaults.as_mut() {
-        defaults.runs -= 1;
-        defaults.nobody_runs.store(defaults.runs == 0, Ordering::SeqCst); // as in `enter`
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut defaults = DEFAULTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(defaults) = defaults.as_mut() {
+            defaults.runs -= 1;
+            defaults.nobody_runs.store(defaults.runs == 0, Ordering::SeqCst); // as in `enter`
+        }
     }
 }
 

@@ -111,6 +111,23 @@ impl Process {
         panic!("the child ended without `{wanted}`: {seen:#?}");
     }
 
+    /// Waits until the child has handlers for the signals: before that they would end it.
+    fn until_it_runs(&self) {
+        let status = format!("/proc/{}/status", self.child.id());
+        let wanted =
+            [Signal::TERM, Signal::INT].iter().fold(0, |mask, signal| mask | 1 << (signal.as_raw() - 1));
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let text = std::fs::read_to_string(&status).unwrap();
+            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+            if u64::from_str_radix(caught.trim(), 16).unwrap() & wanted == wanted {
+                return;
+            }
+            assert!(Instant::now() < end, "the child does not wait for signals");
+            std::thread::yield_now();
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -138,6 +155,7 @@ fn sigterm_lets_a_call_in_flight_end_normally() {
     if !is_child() {
         let mut process = Process::of("sigterm_lets_a_call_in_flight_end_normally");
         process.until_it_says("in flight");
+        process.until_it_runs();
         process.signal(Signal::TERM);
         process.until_it_says("stopped in");
         assert!(process.end().success());
@@ -167,6 +185,7 @@ fn a_second_sigint_ends_the_draining_at_once_even_of_a_handler_that_never_return
         let mut process =
             Process::of("a_second_sigint_ends_the_draining_at_once_even_of_a_handler_that_never_returns");
         process.until_it_says("in flight");
+        process.until_it_runs();
         process.signal(Signal::INT);
         process.until_it_says("draining");
         let start = Instant::now();
