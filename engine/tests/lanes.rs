@@ -207,6 +207,30 @@ fn a_peer_that_stops_ends_what_it_was_asked_and_is_found_again() {
 }
 
 #[test]
+fn a_node_that_stops_refuses_what_comes_by_lane_and_lets_end_what_it_has() {
+    let b = store(1, "127.0.0.1:0");
+    let a = caller(1, Runtime::Auto, b.endpoint().unwrap());
+    let client = a.client();
+    eventually("calls pass", || block_on(client.send(&Give { bytes: 1 }).within(LONG)).is_ok());
+    let handled = b.stats().sum(|shard| shard.handled);
+    let hanging = {
+        let client = client.clone();
+        std::thread::spawn(move || block_on(client.send(&Hang {}).within(Duration::from_secs(2))).map(drop))
+    };
+    eventually("it hangs", || b.stats().sum(|shard| shard.handled) > handled);
+    let stopping = std::thread::spawn(move || b.stop(LONG));
+    // Were these served, a node whose peers go on sending would never drain.
+    eventually("calls are refused", || {
+        let outcome = block_on(client.send(&Give { bytes: 1 }).within(LONG));
+        matches!(outcome, Err(CallError::Refused(Refusal::Stopping)))
+    });
+    assert!(!hanging.is_finished() && !stopping.is_finished());
+    hanging.join().unwrap().unwrap_err();
+    let report = stopping.join().unwrap();
+    assert!(report.drained && report.took < LONG / 2 && report.tasks_cut == 0, "{report}");
+}
+
+#[test]
 fn another_layout_is_refused_by_name_and_the_rest_passes() {
     let list = List::of(Vec::<String>::new()).node("b", "127.0.0.1:0");
     let b = Engine::builder()
