@@ -5,28 +5,35 @@
 //! nanoseconds and no allocation. A frame may be given back on another thread than it came from; in a request and its
 //! reply the two directions balance. Lists are bounded, so what comes back to a full one is freed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use catga_codec::OwnedFrame;
 
 use crate::limits::{POOLED_FRAMES, POOLED_SMALL_BYTES};
 
+/// The frames of one thread.
+struct Pool {
+    /// The one that was given back last: a call and its reply take turns with it.
+    last: Cell<Option<OwnedFrame>>,
+    rest: RefCell<Vec<OwnedFrame>>,
+}
+
 thread_local! {
-    static SMALL: RefCell<Vec<OwnedFrame>> = const { RefCell::new(Vec::new()) };
+    static SMALL: Pool = const { Pool { last: Cell::new(None), rest: RefCell::new(Vec::new()) } };
 }
 
 /// A small, empty frame: it holds any in-line reply, and grows if more is put in.
 #[inline]
 pub(crate) fn take() -> OwnedFrame {
-    match SMALL.try_with(|small| small.borrow_mut().pop()) {
+    match SMALL.try_with(|small| small.last.take()) {
         Ok(Some(frame)) => frame,
-        _ => fresh(),
+        _ => take_rest(),
     }
 }
 
-#[cold]
-fn fresh() -> OwnedFrame {
-    OwnedFrame::with_capacity(POOLED_SMALL_BYTES)
+fn take_rest() -> OwnedFrame {
+    let pooled = SMALL.try_with(|small| small.rest.borrow_mut().pop());
+    pooled.ok().flatten().unwrap_or_else(|| OwnedFrame::with_capacity(POOLED_SMALL_BYTES))
 }
 
 /// Gives a frame back. One that grew is freed instead: the list stays small in bytes too.
@@ -37,9 +44,15 @@ pub(crate) fn give(frame: OwnedFrame) {
     }
     // A thread that is ending has no list any more: the frame is freed with it.
     let _ = SMALL.try_with(|small| {
-        let mut small = small.borrow_mut();
-        if small.len() < POOLED_FRAMES {
-            small.push(frame);
+        if let Some(before) = small.last.replace(Some(frame)) {
+            give_rest(small, before);
         }
     });
+}
+
+fn give_rest(small: &Pool, frame: OwnedFrame) {
+    let mut rest = small.rest.borrow_mut();
+    if rest.len() < POOLED_FRAMES {
+        rest.push(frame);
+    }
 }

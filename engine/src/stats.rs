@@ -111,7 +111,8 @@ counters! {
     calls_live,
     /// Async handlers running now.
     tasks_running,
-    /// Calls of this shard's handlers, and calls passed on for others, that ended with a reply.
+    /// Calls of this shard's handlers, and calls passed on for others, that ended with a reply; without those of
+    /// `calls_here`.
     calls_replied,
     /// Of these calls, those that the handler rejected.
     calls_rejected,

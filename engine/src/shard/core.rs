@@ -377,7 +377,9 @@ impl Core {
         self.pulse.at(before);
         drop(scratch);
         self.counters.calls_here.add(1);
-        self.count_ending(ending);
+        if ending != Ending::Reply {
+            self.count_ending(ending);
+        }
         self.after_handler();
         Some(Attempt::Ended(ending, Some(answer)))
     }
