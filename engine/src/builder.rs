@@ -425,7 +425,7 @@ fn choose_runtime(wanted: Runtime) -> Result<(RuntimeKind, Option<String>), Star
         Ok(()) => Ok((RuntimeKind::Glommio, None)),
         Err(reason) if wanted == Runtime::Glommio => Err(StartError::Runtime(reason)),
         Err(reason) => {
-            tracing::warn!(reason, "io_uring is not usable; shards wait in epoll instead");
+            tracing::warn!(reason, "io_uring is not usable; the engine does without glommio");
             Ok((RuntimeKind::Epoll, Some(reason)))
         }
     }

@@ -139,7 +139,7 @@ fn io_uring(usable: Result<(), String>) -> Finding {
         Ok(()) => Finding::ok("io_uring", "usable"),
         Err(reason) => {
             let (cause, cure) = reason.rsplit_once("; ").unwrap_or((&reason, "shards wait in epoll"));
-            Finding::warning("io_uring", format!("not usable, shards wait in epoll: {cause}"), cure)
+            Finding::warning("io_uring", format!("not usable, shards run without glommio: {cause}"), cure)
         }
     }
 }
@@ -332,7 +332,7 @@ mod tests {
     fn without_io_uring_it_says_why_and_what_to_do_and_is_no_problem() {
         assert_finds(&io_uring(Ok(())), Status::Ok, "usable");
         let forbidden = io_uring(Err("Operation not permitted; allow io_uring_setup".into()));
-        assert_finds(&forbidden, Status::Warning, "epoll: Operation not permitted -> allow io_uring_setup");
+        assert_finds(&forbidden, Status::Warning, "glommio: Operation not permitted -> allow io_uring_setup");
     }
 
     #[test]

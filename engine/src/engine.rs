@@ -29,7 +29,7 @@ pub(crate) type EngineId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RuntimeKind {
-    /// In io_uring, through glommio.
+    /// Each shard is the task of a glommio executor.
     Glommio,
     /// In epoll.
     Epoll,
@@ -110,7 +110,7 @@ impl Engine {
         self.runtime
     }
 
-    /// Why it does not use io_uring, if it would have liked to: the cause, and the cure.
+    /// Why it does not use glommio, which needs io_uring, if it would have liked to: the cause, and the cure.
     #[must_use]
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()

@@ -271,12 +271,11 @@ impl Completions {
         debug_assert!(pushed.is_ok(), "a completion was put back twice");
     }
 
-    /// Sees to it that the watchdog looks when this deadline has come. After the call was pushed.
+    /// Sees to it that the watchdog looks when this deadline has come. Behind a SeqCst fence after [`open`](Self::open), such
+    /// as a push has: that pairs with the fence in `expire`. Either it sees the completion's deadline, or this sees that it
+    /// has begun to look for the earliest one anew.
     #[inline]
     pub(crate) fn watch(&self, deadline: Time) {
-        // SeqCst: pairs with the fence in `expire`. Either it sees the completion's deadline, or this sees that it has
-        // begun to look for the earliest one anew.
-        fence(Ordering::SeqCst);
         if deadline.as_nanos() < self.earliest.load(Ordering::Relaxed) {
             self.hurry(deadline);
         }
@@ -299,7 +298,7 @@ impl Completions {
             return;
         }
         self.earliest.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
-        fence(Ordering::SeqCst); // pairs with the one in `watch`
+        fence(Ordering::SeqCst); // pairs with the one before `watch`
         let mut earliest = Time::NEVER.as_nanos();
         for completion in self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get) {
             let deadline = completion.deadline.load(Ordering::Relaxed);

@@ -12,6 +12,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use catga_codec::{Contract, OwnedFrame};
+use catga_discovery::sync::atomic::{Ordering, fence};
 use crossbeam_utils::CachePadded;
 
 use crate::call::table::Ending;
@@ -115,6 +116,9 @@ impl<'a> Exchange<'a> {
         if let Err(full) = pushed {
             waits = !call.at_once && inbox.wait(cx.waker());
             pushed = if waits { inbox.push(full) } else { Err(full) };
+        }
+        if pushed.is_err() {
+            fence(Ordering::SeqCst); // a push that went in has one
         }
         self.shared.calls.watch(call.deadline);
         self.stage = match pushed {

@@ -51,13 +51,15 @@ impl Inbox {
         }
     }
 
-    /// Pushes, and wakes the shard if it sleeps. Gives the thing back if the inbox is full.
+    /// Pushes, and wakes the shard if it sleeps. Gives the thing back if the inbox is full. There is a SeqCst fence between
+    /// the push and the return.
     pub(crate) fn push(&self, inbound: Inbound) -> Result<(), Inbound> {
         self.queue.push(inbound)?;
-        self.doorbell.ring();
-        // SeqCst: pairs with the fence in `close`. Either the closing shard's last look sees what was pushed, or this
-        // load sees that it is closed.
+        // SeqCst: pairs with the one in `close`: either the closing shard's last look sees what was pushed, or the load below
+        // sees that it is closed. And with the one of the doorbell, and of the watchdog. One for all: it waits until the
+        // queue's line has come.
         fence(Ordering::SeqCst);
+        self.doorbell.ring_behind_fence();
         if self.closed.load(Ordering::Relaxed) {
             self.empty();
         }
@@ -76,6 +78,9 @@ impl Inbox {
 
     /// There is room for so many more: wakes as many of those who wait.
     pub(crate) fn made_room(&self, mut count: usize) {
+        if self.waiters.is_empty() {
+            return; // looking is cheaper than popping from an empty queue, which takes a fence
+        }
         while count > 0
             && let Some(waiter) = self.waiters.pop()
         {

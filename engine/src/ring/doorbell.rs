@@ -93,6 +93,12 @@ impl<S: Signal> Doorbell<S> {
         }
         // SeqCst: pairs with the fence in `prepare_sleep`; who slept before that one is found sleeping after this one.
         fence(SeqCst);
+        self.ring_behind_fence()
+    }
+
+    /// As [`ring`](Self::ring), for a sender that has a SeqCst fence of its own between what it has published and this.
+    #[inline]
+    pub(crate) fn ring_behind_fence(&self) -> bool {
         // Relaxed: pairs with the store in `prepare_sleep`, by the fences.
         self.sleeping.load(Relaxed) && self.wake()
     }

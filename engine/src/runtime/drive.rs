@@ -1,12 +1,13 @@
 //! The loop around the turn: turn, then spin or wait.
 //!
-//! One loop for all runtimes. A shard that spins never waits. A shard that parks spins a little first, for as long as
+//! One loop for both real runtimes. A shard that spins never waits. A shard that parks spins a little first, for as long as
 //! spinning has lately paid off, then says that it sleeps, looks once more, and waits for its doorbell, its sockets or its
 //! next timer.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::runtime::Wait;
+use crate::runtime::epoll::wait;
 use crate::shard::Shard;
 use crate::time::Time;
 
@@ -58,7 +59,7 @@ impl AdaptiveSpin {
 }
 
 /// Runs a shard until it has stopped.
-pub(crate) async fn drive(mut shard: Shard, idle: Idle, mut wait: impl Wait) {
+pub(crate) fn drive(mut shard: Shard, idle: Idle, epoll: &OwnedFd) {
     let mut spin = AdaptiveSpin::new();
     while !shard.is_stopped() {
         let now = shard.world().now();
@@ -72,11 +73,11 @@ pub(crate) async fn drive(mut shard: Shard, idle: Idle, mut wait: impl Wait) {
             std::hint::spin_loop();
             continue;
         }
-        park(&mut shard, now, &mut wait).await;
+        park(&mut shard, now, epoll);
     }
 }
 
-async fn park(shard: &mut Shard, now: Time, wait: &mut impl Wait) {
+fn park(shard: &mut Shard, now: Time, epoll: &OwnedFd) {
     shard.flush_all(now);
     let doorbell = shard.doorbell().clone();
     doorbell.prepare_sleep();
@@ -85,7 +86,7 @@ async fn park(shard: &mut Shard, now: Time, wait: &mut impl Wait) {
         let timeout = shard.sleep_max(now);
         if !timeout.is_zero() {
             shard.rest();
-            if let Err(error) = wait.wait(timeout).await {
+            if let Err(error) = wait(epoll, timeout) {
                 tracing::error!(%error, "a shard cannot wait; it spins instead");
             }
         }

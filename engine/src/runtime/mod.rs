@@ -1,12 +1,11 @@
 //! The seam between a shard and the machine: what the turn asks of the world, and what waits between turns.
 //!
 //! A shard's turn does no system call itself. It asks its [`World`] for the time, for connections and for which of them
-//! are ready; between turns its runtime waits. There are three: [`glommio`] waits in io_uring, [`epoll`] where io_uring is
-//! refused, and [`simulated`] runs whole engines in one thread from a seed. The first two share [`sockets`], the
-//! world of real sockets, and [`drive`], the loop around the turn; they differ only in how they wait.
+//! are ready; between turns it spins or sleeps ([`drive`]). There are three runtimes: [`glommio`], where each shard is the task
+//! of an executor; plain threads, where io_uring is refused; and [`simulated`], which runs whole engines in one thread from
+//! a seed. The first two share [`sockets`], the world of real sockets, and sleep in [`epoll`].
 
 use std::io;
-use std::time::Duration;
 
 use crate::time::Time;
 
@@ -61,12 +60,7 @@ pub(crate) trait World {
     fn ready(&mut self, tokens: &mut Vec<Token>) -> io::Result<()>;
 }
 
-/// How a runtime waits for its shard's doorbell, sockets, or the end of `timeout`.
-pub(crate) trait Wait {
-    async fn wait(&mut self, timeout: Duration) -> io::Result<()>;
-}
-
-/// Whether shards can wait in io_uring here; if not, the cause and the cure, parted by a semicolon.
+/// Whether shards can run in glommio here; if not, the cause and the cure, parted by a semicolon.
 pub(crate) fn io_uring_usable() -> Result<(), String> {
     #[cfg(feature = "glommio")]
     return glommio::probe();

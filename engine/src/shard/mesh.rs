@@ -39,6 +39,12 @@ use crate::limits::{
 };
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::ring::spsc::{Consumer, Producer, PushError, ring};
+use crate::shard::gather::Gather;
+
+/// The size of a small answer.
+const ANSWER_BYTES: u64 = padded(HEADER_BYTES + FRAME_ALIGN_BYTES) as u64;
+/// The most bytes to wait for: a part of the ring.
+const GATHER_BYTES_MAX: u64 = REPLY_RING_BYTES as u64 / 4;
 
 type SideQueue = Arc<ArrayQueue<OwnedFrame>>;
 
@@ -75,56 +81,6 @@ pub(crate) struct Arrivals {
     large_requests: SideQueue,
     large_answers: SideQueue,
 }
-
-/// When to read the answers of another shard.
-///
-/// Two shards that read each other's frames as soon as they are written hand every cache line over on its own, at the
-/// price of a miss each. The shard that asked knows how many answers are still to come, so it leaves them alone until a
-/// quarter of them has come: what it then sends comes to the other side as one batch too, and there are four such batches
-/// on their way. One call alone is read at once.
-///
-/// Some answers may be long in coming. So it waits a few turns at most, and expects no more than it has got lately.
-#[derive(Debug)]
-struct Gather {
-    /// Turns that have passed since the first answer was seen.
-    turns: u32,
-    /// Bytes to wait for at most, in sixteenths. Grows slowly while they come in time.
-    most: u64,
-}
-
-/// The size of a small answer.
-const ANSWER_BYTES: u64 = padded(HEADER_BYTES + FRAME_ALIGN_BYTES) as u64;
-/// The most turns to wait, about two microseconds.
-const GATHER_TURNS: u32 = 32;
-
-impl Default for Gather {
-    fn default() -> Self {
-        Self { turns: 0, most: 16 * ANSWER_BYTES }
-    }
-}
-
-impl Gather {
-    #[inline]
-    fn is_due(&mut self, pending_bytes: u64, unanswered: u32) -> bool {
-        if pending_bytes == 0 {
-            return false;
-        }
-        let wanted = (u64::from(unanswered / 4) * ANSWER_BYTES).min(self.most / 16);
-        self.turns += 1;
-        if pending_bytes >= wanted {
-            self.most = (self.most + self.most / 16).min(16 * GATHER_BYTES_MAX);
-        } else if self.turns > GATHER_TURNS {
-            self.most = 16 * pending_bytes;
-        } else {
-            return false;
-        }
-        self.turns = 0;
-        true
-    }
-}
-
-/// The most bytes to wait for: a part of the ring.
-const GATHER_BYTES_MAX: u64 = REPLY_RING_BYTES as u64 / 4;
 
 /// A frame out of a ring. The header that was in the ring comes beside it.
 pub(crate) enum Arrived<'a> {
@@ -241,7 +197,7 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
     let arrivals = Arrivals {
         requests: answers.requests,
         answers: asks.answers,
-        gather: Gather::default(),
+        gather: Gather::up_to(GATHER_BYTES_MAX, ANSWER_BYTES),
         bytes_max: 0,
         large_requests: answers.large_requests,
         large_answers: asks.large_answers,
@@ -428,7 +384,8 @@ impl Arrivals {
         self.answers.refresh();
         let pending = self.answers.pending_bytes();
         self.bytes_max = self.bytes_max.max(pending);
-        if !self.gather.is_due(pending, unanswered) {
+        // As many small answers as a quarter of what is still to come: then there are four such batches on their way.
+        if !self.gather.is_due(pending, u64::from(unanswered / 4) * ANSWER_BYTES) {
             return 0;
         }
         drain(&mut self.answers, &self.large_answers, limit, take)

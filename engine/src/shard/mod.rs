@@ -5,6 +5,7 @@
 //! runtime waits: it is given the time and a [`World`](crate::runtime::World).
 
 pub(crate) mod core;
+mod gather;
 pub(crate) mod lanes;
 pub(crate) mod mesh;
 pub(crate) mod reply_to;
@@ -29,6 +30,7 @@ use crate::route::RouteTable;
 use crate::runtime::{Token, World};
 use crate::service::BindContext;
 use crate::shard::core::{Core, Handlers};
+use crate::shard::gather::Gather;
 use crate::shard::mesh::{Arrivals, Ends};
 use crate::stats::ShardCounters;
 use crate::tasks::Ready;
@@ -96,6 +98,9 @@ pub(crate) struct Seed {
     pub(crate) deadline: Duration,
 }
 
+/// As many calls of foreign threads are worth a look into the inbox; more are not waited for.
+const INBOX_BATCH: u64 = 24;
+
 /// A shard, on its thread.
 pub(crate) struct Shard {
     core: Rc<Core>,
@@ -110,6 +115,8 @@ pub(crate) struct Shard {
     tasks_swept: Time,
     /// When the last turn began, if the shard has not slept since.
     turned: Option<Time>,
+    /// When to look into the inbox.
+    inbox_gather: Gather,
     /// When the world was last asked which sockets are ready.
     polled: Time,
     tokens: Vec<Token>,
@@ -146,6 +153,7 @@ impl Shard {
             world,
             tasks_swept: Time::ZERO,
             turned: None,
+            inbox_gather: Gather::up_to(INBOX_BATCH, 1),
             polled: Time::ZERO,
             tokens: Vec::new(),
             due: Vec::new(),

@@ -12,7 +12,6 @@ use crate::builder::StartError;
 use crate::context::ShardId;
 use crate::engine::RuntimeKind;
 use crate::runtime::drive::{Idle, drive};
-use crate::runtime::epoll::EpollWait;
 use crate::runtime::sockets::Sockets;
 use crate::service::BindContext;
 use crate::shard::core::Handlers;
@@ -96,17 +95,14 @@ impl ShardThread {
                     return report.send(Err(StartError::NoSuchCore { core: cpu }));
                 }
                 if let Some(shard) = make(&mut report) {
-                    crate::runtime::epoll::run(drive(shard, idle, EpollWait(epoll)));
+                    drive(shard, idle, &epoll);
                 }
             }
             #[cfg(feature = "glommio")]
             RuntimeKind::Glommio => {
-                let ran = crate::runtime::glommio::run(cpu, &name, epoll, |wait| {
-                    let shard = make(&mut report);
-                    async move {
-                        if let Some(shard) = shard {
-                            drive(shard, idle, wait).await;
-                        }
+                let ran = crate::runtime::glommio::run(cpu, &name, || {
+                    if let Some(shard) = make(&mut report) {
+                        drive(shard, idle, &epoll);
                     }
                 });
                 if let Err(error) = ran {

@@ -15,9 +15,9 @@ use crate::lane::close::CloseReason;
 use crate::limits::{EXPIRY_SWEEP, RING_BATCH_FRAMES, STALL};
 use crate::runtime::Token;
 use crate::service::Incoming;
-use crate::shard::Shard;
 use crate::shard::mesh::Arrived;
 use crate::shard::reply_to::ReplyTo;
+use crate::shard::{INBOX_BATCH, Shard};
 use crate::time::Time;
 use std::time::Duration;
 
@@ -131,6 +131,9 @@ impl Shard {
             return 0; // whoever pushed it after the inbox was closed takes it out again
         }
         let waiting = self.inbox().len() as u64;
+        if !self.inbox_gather.is_due(waiting, INBOX_BATCH) {
+            return 0;
+        }
         if waiting > self.core.counters.inbox_calls_max.read() {
             self.core.counters.inbox_calls_max.set(waiting);
         }
