@@ -260,7 +260,7 @@ impl<S> State<S> {
         tracing::error!(
             shard = core.shard.0,
             service,
-            message = what,
+            handling = what,
             panic = text_of(&*panic),
             "a handler panicked; its service instance {next}"
         );

@@ -69,7 +69,7 @@ impl<'a> Incoming<'a> {
 
 #[cold]
 fn unreadable(message: &str, error: &AccessError) -> Refusal {
-    tracing::debug!(message, %error, "refused a frame whose bytes are not what they say");
+    tracing::debug!(name = message, %error, "refused a frame whose bytes are not what they say");
     match error {
         AccessError::OtherMessage { .. } => Refusal::NoHandler,
         _ => Refusal::Unreadable,

@@ -116,7 +116,7 @@ impl Round {
     fn look(&mut self, now: Time, shard: u16, pulse: &Pulse, shared: &ClientShared) {
         let began = pulse.began.load(Ordering::Relaxed);
         if let Some(stalled) = self.stalled.take_if(|stalled| stalled.began != began) {
-            tracing::warn!(shard, message = stalled.message, "the shard goes on");
+            tracing::warn!(shard, handling = stalled.message, "the shard goes on");
             if stalled.stuck {
                 shared.routes.stuck.set(shard, false);
             }
@@ -128,7 +128,12 @@ impl Round {
         let stalled = self.stalled.get_or_insert_with(|| {
             let message = shared.routes.name_of(pulse.message.load(Ordering::Relaxed));
             let message = message.unwrap_or("(no message)").to_owned();
-            tracing::warn!(shard, message, lasted_ms = lasted.as_millis(), "a message holds its shard up");
+            tracing::warn!(
+                shard,
+                handling = message,
+                lasted_ms = lasted.as_millis(),
+                "a message holds its shard up"
+            );
             Stalled { began, message, stuck: false }
         });
         if lasted >= STUCK && !stalled.stuck {
@@ -136,7 +141,7 @@ impl Round {
             shared.routes.stuck.set(shard, true);
             tracing::error!(
                 shard,
-                message = stalled.message,
+                handling = stalled.message,
                 lasted_ms = lasted.as_millis(),
                 "the shard is stuck; it gets no new work until the message's handler has returned"
             );

@@ -270,7 +270,7 @@ impl Lanes {
                     nodes.push((agreement.peer.clone(), key));
                 }
                 Some(Verdict::Refused { difference }) => {
-                    tracing::warn!(message = contract.name, peer = %agreement.peer, difference, "layouts differ");
+                    tracing::warn!(name = contract.name, peer = %agreement.peer, difference, "layouts differ");
                     other_layout = true;
                 }
                 _ => {}
@@ -577,7 +577,7 @@ impl Lanes {
         for (id, verdict) in agreement.verdicts() {
             if let Verdict::Refused { difference } = verdict {
                 lane.refuses_some = true;
-                tracing::warn!(peer = %agreement.peer, message = %id, difference, "layouts differ: refused by name");
+                tracing::warn!(peer = %agreement.peer, id = %id, difference, "layouts differ: refused by name");
             }
         }
         tracing::info!(
