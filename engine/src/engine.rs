@@ -184,6 +184,7 @@ impl Engine {
             turned_away = (turned_away.0 + calls, turned_away.1 + events);
         }
         self.watchdog = None;
+        self.shared.calls.abandon();
         StopReport::of(&before, self.stats(), turned_away, lost, Time::read().since(start))
     }
 

@@ -17,13 +17,14 @@
 //! A shard can be stuck, so deadlines of foreign calls are kept by the watchdog's thread: it looks through all
 //! completions when the earliest deadline has come. Completions are made as load asks for them, and kept.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
 use catga_codec::{Contract, OwnedFrame};
-use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use catga_discovery::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use crossbeam_utils::atomic::AtomicCell;
@@ -134,6 +135,13 @@ impl Completion {
         if before & TAKEN != 0 { GivenUp::Taken } else { GivenUp::Unsent }
     }
 
+    /// Wakes the caller. Its waker is somebody else's code: a panic in it ends neither a shard nor the watchdog.
+    fn wake(&self) {
+        if catch_unwind(AssertUnwindSafe(|| self.waker.wake())).is_err() {
+            tracing::error!("the waker of a caller panicked");
+        }
+    }
+
     fn is_given_up(&self) -> bool {
         self.state.load(Ordering::Acquire) & GIVEN_UP != 0 // pairs with the AcqRel in `give_up`
     }
@@ -180,7 +188,7 @@ impl Promise {
         // AcqRel: pairs with the loads and read-modify-writes of the caller's side.
         if completion.state.fetch_or(ANSWERED, Ordering::AcqRel) & GIVEN_UP == 0 {
             // The completion may serve another call already: then that one looks around once in vain.
-            completion.waker.wake();
+            completion.wake();
         } else if let Some(parcel) = completion.answer.take()
             && let Some(home) = completion.home.upgrade()
         {
@@ -206,6 +214,8 @@ pub(crate) struct Completions {
     /// When the watchdog looks next: nanoseconds.
     planned: AtomicU64,
     watchdog: OnceLock<Thread>,
+    /// The engine has stopped, and nobody keeps deadlines any more.
+    abandoned: AtomicBool,
 }
 
 impl std::fmt::Debug for Completions {
@@ -223,6 +233,7 @@ impl Completions {
             earliest: AtomicU64::new(Time::NEVER.as_nanos()),
             planned: AtomicU64::new(Time::NEVER.as_nanos()),
             watchdog: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
         })
     }
 
@@ -310,10 +321,25 @@ impl Completions {
                 .is_ok()
             {
                 completion.state.fetch_or(EXPIRED, Ordering::AcqRel); // pairs with `Completion::is_expired`
-                completion.waker.wake();
+                completion.wake();
             }
         }
         self.earliest.fetch_min(earliest, Ordering::SeqCst);
+    }
+
+    /// The engine has stopped. Calls that are still open were taken by a shard whose handler does not return: their callers
+    /// are told, because nobody else will.
+    pub(crate) fn abandon(&self) {
+        // Release: pairs with the Acquire in `are_abandoned`; the bits below come after it.
+        self.abandoned.store(true, Ordering::Release);
+        for completion in self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get) {
+            completion.state.fetch_or(EXPIRED, Ordering::AcqRel); // as in `expire`
+            completion.wake();
+        }
+    }
+
+    pub(crate) fn are_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire) // pairs with `abandon`
     }
 
     /// The watchdog looks again at `latest`, or before if a deadline comes first. Says when.

@@ -68,8 +68,10 @@ impl<'a> Exchange<'a> {
     ) -> Poll<Answer> {
         if !matches!(self.stage, Stage::InFlight(_)) {
             let pushed = match std::mem::replace(&mut self.stage, Stage::Ended) {
-                Stage::Unsent => self.seal(write).and_then(|(call, promise)| self.push(call, promise, cx)),
-                Stage::Waiting(call, promise) => self.push(call, promise, cx),
+                Stage::Unsent => {
+                    self.seal(write).and_then(|(call, promise)| self.push(call, promise, false, cx))
+                }
+                Stage::Waiting(call, promise) => self.push(call, promise, true, cx),
                 Stage::InFlight(_) | Stage::Ended => Err(NotSent::Deadline),
             };
             if let Err(reason) = pushed {
@@ -109,12 +111,19 @@ impl<'a> Exchange<'a> {
     }
 
     /// Tries to push. While there is no room the waker stands in the inbox's list.
-    fn push(&mut self, call: InFlight, promise: Promise, cx: &TaskContext<'_>) -> Result<(), NotSent> {
+    fn push(
+        &mut self,
+        call: InFlight,
+        promise: Promise,
+        waited: bool,
+        cx: &TaskContext<'_>,
+    ) -> Result<(), NotSent> {
         let inbox = &self.shared.inboxes[usize::from(call.shard)];
         let mut pushed = inbox.push(Inbound::Call(promise));
         let mut waits = true;
         if let Err(full) = pushed {
-            waits = !call.at_once && inbox.wait(cx.waker());
+            // Who waits already has a waker there, or is woken at its deadline: a full list does not turn it away.
+            waits = !call.at_once && (inbox.wait(cx.waker()) || waited);
             pushed = if waits { inbox.push(full) } else { Err(full) };
         }
         if pushed.is_err() {
@@ -133,7 +142,8 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Ends the exchange if the watchdog has found its deadline passed, and has not meant the one before.
+    /// Ends the exchange if the watchdog has found its deadline passed, and has not meant the one before; or if the engine
+    /// has stopped without the shard that has it.
     fn look_at_the_clock(&mut self) -> Poll<Answer> {
         let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
         if !call.completion.is_expired() {
@@ -141,18 +151,24 @@ impl<'a> Exchange<'a> {
         }
         // Cleared before the clock is read: who sets the bit from now on finds the clock further.
         call.completion.not_expired();
-        if self.shared.clock.now() < call.deadline {
+        let abandoned = self.shared.calls.are_abandoned();
+        if !abandoned && self.shared.clock.now() < call.deadline {
             return Poll::Pending;
         }
+        let (unsent, taken) = if abandoned {
+            (NotSent::Stopping, Unknown::Stopped)
+        } else {
+            (NotSent::Deadline, Unknown::Deadline)
+        };
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::InFlight(call) => match call.completion.give_up() {
                 GivenUp::Answered(parcel) => Poll::Ready(self.open(parcel, call.completion)),
-                GivenUp::Unsent => Poll::Ready((Ending::NotSent(NotSent::Deadline), None)),
-                GivenUp::Taken => Poll::Ready((Ending::Unknown(Unknown::Deadline), None)),
+                GivenUp::Unsent => Poll::Ready((Ending::NotSent(unsent), None)),
+                GivenUp::Taken => Poll::Ready((Ending::Unknown(taken), None)),
             },
             Stage::Waiting(call, promise) => {
                 self.take_back(call, promise);
-                Poll::Ready((Ending::NotSent(NotSent::Deadline), None))
+                Poll::Ready((Ending::NotSent(unsent), None))
             }
             Stage::Unsent | Stage::Ended => Poll::Pending,
         }

@@ -373,8 +373,9 @@ impl Core {
         let mut answer = pool::take();
         let ctx = Context::new(self.clone(), deadline);
         let before = self.pulse.at(R::type_index().get());
-        let ending = handler.serve_inline(Incoming::of(&scratch)?, &ctx, &mut answer)?;
+        let ended = handler.serve_inline(Incoming::of(&scratch)?, &ctx, &mut answer);
         self.pulse.at(before);
+        let ending = ended?;
         drop(scratch);
         self.counters.calls_here.add(1);
         if ending != Ending::Reply {

@@ -38,7 +38,7 @@ use crate::time::Time;
 use crate::watchdog::Pulse;
 
 /// What the engine's handle tells all its shards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Control {
     phase: AtomicU8,
     /// Nanoseconds: when draining has to be over.
@@ -50,10 +50,17 @@ pub(crate) struct Control {
 const RUNNING: u8 = 0;
 const DRAINING: u8 = 1;
 
+impl Default for Control {
+    fn default() -> Self {
+        let drain_until = AtomicU64::new(Time::NEVER.as_nanos());
+        Self { phase: AtomicU8::new(RUNNING), drain_until, quiet: AtomicUsize::new(0) }
+    }
+}
+
 impl Control {
-    /// No new calls; what is in flight may end until `until`. Said again, it changes the time.
+    /// No new calls; what is in flight may end until `until`. Said again, it can only shorten the time.
     pub(crate) fn drain(&self, until: Time) {
-        self.drain_until.store(until.as_nanos(), Ordering::Relaxed);
+        self.drain_until.fetch_min(until.as_nanos(), Ordering::Relaxed);
         // Release: pairs with the Acquire in `draining`, which reads the deadline afterwards.
         self.phase.store(DRAINING, Ordering::Release);
     }
@@ -188,7 +195,10 @@ impl Drop for Shard {
         self.core.pulse.rest();
         // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
         self.inbox().close();
-        // By a panic it may end before it was quiet: nobody waits for it then.
+        // By a panic it may end before it was quiet: nobody waits for it then, and nobody is to send it anything.
+        if !self.stopped {
+            self.core.routes.stuck.set(self.core.shard.0, true);
+        }
         if !self.quiet {
             self.control.set_quiet(true);
         }

@@ -15,7 +15,7 @@ use crate::lane::close::CloseReason;
 use crate::limits::{EXPIRY_SWEEP, RING_BATCH_FRAMES, STALL};
 use crate::runtime::Token;
 use crate::service::Incoming;
-use crate::shard::mesh::Arrived;
+use crate::shard::mesh::{Arrived, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::{INBOX_BATCH, Shard};
 use crate::time::Time;
@@ -333,8 +333,9 @@ impl Shard {
         const LONGEST: Duration = Duration::from_millis(500);
         let mut wake = self.core.calls.borrow().next_expiry().min(self.core.lanes.borrow().next_tick());
         wake = wake.min(self.core.timers.next());
-        // Nothing rings when another shard becomes quiet.
-        if self.core.tasks_running() > 0 || self.refusing {
+        // Nothing rings when another shard becomes quiet, nor when it has made room by taking what nobody answers.
+        let waited_for = self.core.mesh.borrow().iter().flatten().any(Outgoing::is_waited_for);
+        if self.core.tasks_running() > 0 || self.refusing || waited_for {
             wake = wake.min(now + Duration::from_millis(1));
         }
         wake.since(now).min(LONGEST)

@@ -103,8 +103,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         axum::serve(listener, app(client)).with_graceful_shutdown(stop).await
     })?;
     // Then the engine, which nobody calls any more.
-    let stats = engine.stop(DRAIN);
-    println!("{} requests were handled", stats.sum(|shard| shard.handled));
+    let report = engine.stop(DRAIN);
+    println!("{} requests were handled", report.stats.sum(|shard| shard.handled));
     Ok(())
 }
 

@@ -101,6 +101,12 @@ impl Fanouts {
         parts
     }
 
+    /// Those whose answer `gone` says that nobody wants.
+    fn given_up(&self, gone: impl Fn(&ReplyTo) -> bool) -> Vec<FanoutId> {
+        let places = (0..).zip(&self.places).filter(|(_, place)| place.pending > 0 && gone(&place.to));
+        places.map(|(index, place)| FanoutId { index, generation: place.generation }).collect()
+    }
+
     /// How many are under way.
     #[cfg(test)]
     fn live(&self) -> usize {
@@ -197,6 +203,13 @@ impl Core {
 
     /// Nobody waits for a broadcast any more: its slots are free at once, and what has not left does not leave. Shards
     /// that have got it are not told: a listener cannot be stopped.
+    pub(crate) fn give_up_broadcasts_for(&self, gone: impl Fn(&ReplyTo) -> bool) {
+        let given_up = self.fanouts.borrow().given_up(gone);
+        for fanout in given_up {
+            self.give_up_broadcast(fanout);
+        }
+    }
+
     pub(crate) fn give_up_broadcast(&self, fanout: FanoutId) {
         let parts = self.fanouts.borrow_mut().give_up(fanout);
         let mut calls = self.calls.borrow_mut();

@@ -295,6 +295,7 @@ impl Core {
     /// After everything: each instance is told that it owns nothing any more.
     pub(crate) fn lose_keys(&self, ctx: &mut Context) {
         ctx.set_deadline(self.now() + self.deadline);
+        self.pulse.at(0);
         for found in self.instances() {
             found.lost(ctx);
             self.after_handler();
@@ -331,6 +332,7 @@ impl Core {
     #[cold]
     pub(crate) fn end_given_up(&self, ctx: &Context) {
         self.end_tasks(ctx, |to, _| to.is_given_up());
+        self.give_up_broadcasts_for(ReplyTo::is_given_up);
         let mut ended = Vec::new();
         self.calls
             .borrow_mut()
