@@ -19,6 +19,9 @@ use crate::client::ClientShared;
 use crate::limits::{STALL, STUCK, WATCH_INTERVAL};
 use crate::time::Time;
 
+/// Room to log; wakers of other runtimes run on it too.
+const STACK_BYTES: usize = 256 * 1024;
+
 /// Between two looks for the sake of a deadline there is at least this.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 
@@ -68,7 +71,7 @@ impl Watchdog {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let calls = shared.calls.clone();
-        let thread = thread::Builder::new().name("catga-watch".into()).spawn(move || {
+        let thread = thread::Builder::new().name("catga-watch".into()).stack_size(STACK_BYTES).spawn(move || {
             let mut rounds: Vec<Round> = pulses.iter().map(|_| Round::default()).collect();
             // Acquire: pairs with the Release in `drop`; the unpark that follows it ends the wait.
             while !stopped.load(Ordering::Acquire) {
