@@ -71,19 +71,20 @@ impl Watchdog {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let calls = shared.calls.clone();
-        let thread = thread::Builder::new().name("catga-watch".into()).stack_size(STACK_BYTES).spawn(move || {
-            let mut rounds: Vec<Round> = pulses.iter().map(|_| Round::default()).collect();
-            // Acquire: pairs with the Release in `drop`; the unpark that follows it ends the wait.
-            while !stopped.load(Ordering::Acquire) {
-                let now = Time::read();
-                for (shard, (pulse, round)) in pulses.iter().zip(&mut rounds).enumerate() {
-                    round.look(now, shard as u16, pulse, &shared);
+        let thread =
+            thread::Builder::new().name("catga-watch".into()).stack_size(STACK_BYTES).spawn(move || {
+                let mut rounds: Vec<Round> = pulses.iter().map(|_| Round::default()).collect();
+                // Acquire: pairs with the Release in `drop`; the unpark that follows it ends the wait.
+                while !stopped.load(Ordering::Acquire) {
+                    let now = Time::read();
+                    for (shard, (pulse, round)) in pulses.iter().zip(&mut rounds).enumerate() {
+                        round.look(now, shard as u16, pulse, &shared);
+                    }
+                    shared.calls.expire(now);
+                    let next = shared.calls.plan(now + WATCH_INTERVAL);
+                    thread::park_timeout(next.since(Time::read()).max(LOOK_MIN));
                 }
-                shared.calls.expire(now);
-                let next = shared.calls.plan(now + WATCH_INTERVAL);
-                thread::park_timeout(next.since(Time::read()).max(LOOK_MIN));
-            }
-        })?;
+            })?;
         calls.watched_by(thread.thread().clone());
         Ok(Self { stop, thread: Some(thread) })
     }

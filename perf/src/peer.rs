@@ -33,10 +33,20 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it and waits until it is ready.
     pub(crate) fn start(kind: &str, arguments: &[String]) -> Result<Self, Broken> {
+        Self::start_in(&[], kind, arguments)
+    }
+
+    /// As [`start`](Self::start), with these variables in its environment.
+    pub(crate) fn start_in(
+        environment: &[(&str, &str)],
+        kind: &str,
+        arguments: &[String],
+    ) -> Result<Self, Broken> {
         let program = std::env::current_exe().tried("cannot find this program's own file")?;
         let mut child = Command::new(program)
             .args(["serve", kind])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -17,6 +17,10 @@ use crate::meter::{Spent, Window};
 use crate::peer::{self, Peer};
 use crate::scenario::{Broken, Facts, Family, Idle, Pace, Round, RoundResult, Scenario, Tried};
 
+/// Tells the allocator of this program not to ask for huge pages: with them the first byte of each two MiB counts as all of
+/// them, and the row would be about the allocator.
+const PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
+
 /// As `catga-perf serve KIND SHARDS` names it.
 pub(crate) const SERVE: &str = "at-rest";
 /// From the first reply until the engine counts as idle.
@@ -78,7 +82,7 @@ impl Scenario for Memory {
 
     fn run(&self, _: &Round<'_>) -> Result<RoundResult, Broken> {
         let began = Instant::now();
-        let peer = Peer::start(SERVE, &[self.shards.to_string()])?;
+        let peer = Peer::start_in(&[PAGES], SERVE, &[self.shards.to_string()])?;
         let said = || Broken::Peer(format!("it said 'ready {}'", peer.ready()));
         let resident_bytes = peer.ready().parse().map_err(|_| said())?;
         let bare = RoundResult::bare(0, began.elapsed(), Spent::default(), "none");
