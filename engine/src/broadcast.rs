@@ -280,9 +280,9 @@ impl<'a, E: Event> ClientBroadcast<'a, E> {
     fn write(shared: &ClientShared, event: &E, within: Duration) -> Result<Letter, NotSent> {
         let mut frame = pool::take();
         frame.encode(event_header(event), event).map_err(not_encoded)?;
-        let placement =
+        let recipients =
             shared.routes.listeners(E::type_index().get()).map(|listeners| listeners.place(event.key()));
-        let shard = shared.shard_for(placement)?;
+        let shard = shared.shard_for(recipients)?;
         Ok(Letter { shard, frame, contract: Contract::of_event::<E>, within, at_once: false })
     }
 }

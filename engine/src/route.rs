@@ -23,13 +23,23 @@ pub(crate) struct Shards {
     keyed: bool,
 }
 
-/// Which shard gets one message.
+/// Who gets one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Placement<'a> {
+pub(crate) enum Recipients<'a> {
     /// The owner of its key.
     Owner(u16),
     /// A request: any one of these. An event: all of these.
     AnyOf(&'a [u16]),
+}
+
+impl Recipients<'_> {
+    /// All of them.
+    pub(crate) fn shards(&self) -> &[u16] {
+        match self {
+            Self::Owner(shard) => std::slice::from_ref(shard),
+            Self::AnyOf(shards) => shards,
+        }
+    }
 }
 
 /// Which of so many equal parts of the keys the key with this hash is in.
@@ -42,11 +52,11 @@ pub(crate) fn part_of(hash: u64, parts: usize) -> usize {
 impl Shards {
     /// A key belongs to one of the shards that handle the message: the same on every node with as many of them.
     #[inline]
-    pub(crate) fn place(&self, key: u64) -> Placement<'_> {
+    pub(crate) fn place(&self, key: u64) -> Recipients<'_> {
         if self.keyed {
-            Placement::Owner(self.shards[part_of(key, self.shards.len())])
+            Recipients::Owner(self.shards[part_of(key, self.shards.len())])
         } else {
-            Placement::AnyOf(&self.shards)
+            Recipients::AnyOf(&self.shards)
         }
     }
 }
@@ -83,8 +93,8 @@ pub(crate) struct RouteTable {
     pub(crate) stuck: Stuck,
 }
 
-/// The shards that are out of use because one message has kept them busy for too long. Written by the watchdog alone, and
-/// hardly ever, so that looking costs a read of a line that every core has.
+/// The shards that are out of use, because one message has kept them busy for too long or because their thread has died.
+/// Hardly ever written, by the watchdog or a dying shard, so that looking costs a read of a line that every core has.
 #[derive(Debug, Default)]
 pub(crate) struct Stuck([AtomicU64; SHARDS_MAX / 64]);
 
@@ -107,13 +117,17 @@ impl Stuck {
     /// Round robin over the shards that are not stuck.
     #[inline]
     pub(crate) fn next_of(&self, shards: &[u16], turn: usize) -> Option<u16> {
-        let first = if let [shard] = shards { *shard } else { shards[turn % shards.len()] };
+        self.next_among(shards.len(), turn, |place| shards[place])
+    }
+
+    /// The same over so many shards, `shard` being the one at a place.
+    #[inline]
+    pub(crate) fn next_among(&self, count: usize, turn: usize, shard: impl Fn(usize) -> u16) -> Option<u16> {
+        let first = shard(if count == 1 { 0 } else { turn % count });
         if !self.contains(first) {
             return Some(first);
         }
-        (1..shards.len())
-            .map(|step| shards[turn.wrapping_add(step) % shards.len()])
-            .find(|&shard| !self.contains(shard))
+        (1..count).map(|step| shard(turn.wrapping_add(step) % count)).find(|&shard| !self.contains(shard))
     }
 }
 

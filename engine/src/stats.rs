@@ -25,8 +25,16 @@ impl Counter {
         self.0.store(value, Ordering::Relaxed); // as in `add`
     }
 
+    /// Keeps the greatest value.
     #[inline]
-    pub(crate) fn read(&self) -> u64 {
+    pub(crate) fn raise(&self, value: u64) {
+        if value > self.read() {
+            self.set(value);
+        }
+    }
+
+    #[inline]
+    fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed) // partners with `add` and `set`
     }
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Broadcast, BroadcastError, Failure, Handled, NotSent, Refusal, Report, ShardId, Unknown};
+use common::eventually;
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -52,14 +55,6 @@ struct Ends {
 }
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::yield_now();
-    }
-}
 
 fn outcome(report: &Report) -> Result<u32, BroadcastError> {
     let [line] = report.lines() else { panic!("a line for each node: {report}") };

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use catga::prelude::*;
 use catga::{Failure, NotSent, Refusal, Unknown};
+use common::eventually;
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -62,15 +65,6 @@ struct Panic {
 struct Nobody {}
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// Waits for a condition, with a generous end.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = std::time::Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(std::time::Instant::now() < end, "never: {what}");
-        std::thread::yield_now();
-    }
-}
 
 #[derive(Default)]
 struct Store;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{List, NotSent, Request, Unknown};
+use common::eventually;
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -121,14 +124,6 @@ fn engine(shards: usize, gate: &Arc<Gate>) -> Engine {
         )
         .start()
         .unwrap()
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !is_so() {
-        assert!(since.elapsed() < LONG, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Sends a call and does not wait for it.

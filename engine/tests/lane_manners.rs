@@ -2,18 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
 mod wire;
 
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catga::prelude::*;
 use catga::{Failure, List, NotSent, Refusal, Unknown};
 use catga_codec::{CallId, Contract, Flags, Header, Kind};
+use common::eventually;
 use pollster::block_on;
-use wire::Peer;
+use wire::{Peer, listening};
 
 #[request(reply = Blob)]
 struct Give {
@@ -41,14 +43,6 @@ struct Unheard {}
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 struct Ear;
 impl Ear {
     fn noted(&mut self, noted: &Archived<Noted>, _: &Context) {
@@ -72,13 +66,6 @@ fn caller(peer: SocketAddr) -> Engine {
         .cluster(List::of([format!("b={peer}")]).node("a", "127.0.0.1:0"))
         .start()
         .unwrap()
-}
-
-/// A place for the peer to listen.
-fn listening() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = listener.local_addr().unwrap();
-    (listener, endpoint)
 }
 
 #[test]

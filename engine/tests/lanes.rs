@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
 mod wire;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Builder, Failure, List, NotSent, Refusal, Runtime, Unknown};
 use catga_codec::{CallId, Contract, Header, Kind};
+use common::eventually;
 use pollster::block_on;
-use wire::Peer;
+use wire::{Peer, listening};
 
 #[request(reply = Blob)]
 struct Give {
@@ -56,14 +58,6 @@ mod elsewhere {
 }
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 struct Store;
 impl Store {
@@ -117,13 +111,6 @@ fn caller(shards: usize, runtime: Runtime, store: SocketAddr) -> Engine {
         .unwrap()
 }
 
-/// An endpoint that nobody listens on; nothing else of this process takes it meanwhile.
-fn nobody() -> (TcpListener, SocketAddr) {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = socket.local_addr().unwrap();
-    (socket, endpoint)
-}
-
 #[test]
 fn requests_and_replies_of_any_size_pass() {
     for (shards_a, shards_b, runtime) in
@@ -162,7 +149,7 @@ fn what_is_longer_than_a_frame_of_the_lane_is_refused_and_nothing_else_suffers()
 
 #[test]
 fn without_a_peer_nothing_is_sent_and_when_it_comes_calls_pass() {
-    let (socket, endpoint) = nobody();
+    let (socket, endpoint) = listening();
     drop(socket);
     let a = caller(1, Runtime::Auto, endpoint);
     let absent = block_on(a.client().send(&Give { bytes: 1 }).within(LONG)).unwrap_err();
@@ -368,7 +355,7 @@ fn a_lane_to_a_shard_without_the_handler_reaches_the_shard_that_has_it() {
 
 #[test]
 fn an_answer_of_another_type_is_no_reply_and_late_answers_find_nothing() {
-    let (listener, endpoint) = nobody();
+    let (listener, endpoint) = listening();
     let peer = std::thread::spawn(move || {
         let mut peer = Peer::welcome(&listener, "b", &[Contract::of_request::<Give>()]);
         // The first call gets the reply to another one.

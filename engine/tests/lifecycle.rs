@@ -4,12 +4,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Client, Failure, NotSent, Refusal, Runtime, Unknown};
+use common::eventually;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use pollster::block_on;
 
@@ -119,16 +122,6 @@ fn a_description_that_makes_no_sense_does_not_start() {
     assert!(matches!(started.unwrap_err(), StartError::OffLoopback { .. }));
 }
 
-/// Waits until `done`, which has to be soon.
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn a_shard_that_cannot_start_stops_the_others_and_the_error_says_what_it_said() {
     for runtime in [Runtime::Auto, Runtime::Epoll] {
@@ -181,7 +174,7 @@ fn stopping_ends_every_call_in_flight_and_refuses_the_next() {
                 std::thread::spawn(move || block_on(client.send(&Hang {}).within(Duration::from_secs(600))))
             })
             .collect();
-        until("the calls arrive", || engine.stats().sum(|shard| shard.handled) == 8);
+        eventually("the calls arrive", || engine.stats().sum(|shard| shard.handled) == 8);
         let report = engine.stop(Duration::from_millis(20));
         for caller in callers {
             let outcome = caller.join().unwrap().unwrap_err();
@@ -276,17 +269,24 @@ fn a_stop_under_load_from_all_sides_leaves_no_call_without_an_outcome() {
         let engine = busy_engine(runtime);
         let (begun, panics) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (tell, told) = mpsc::channel();
+        // One caller on the first shard that waits for the other, whatever the load leaves room for.
+        let client = engine.client();
+        let waiting = std::thread::spawn(move || {
+            block_on(client.send(&Relay { hang: true }).within(Duration::from_secs(600)))
+        });
+        eventually("both handlers wait", || engine.stats().sum(|shard| shard.tasks_running) == 2);
         for _ in 0..6 {
             let (client, begun, panics, tell) =
                 (engine.client(), begun.clone(), panics.clone(), tell.clone());
             std::thread::spawn(move || tell.send(load(&client, &begun, &panics)).unwrap());
         }
-        until("the load is on", || begun.load(Ordering::Relaxed) > 5000);
+        eventually("the load is on", || begun.load(Ordering::Relaxed) > 5000);
         let report = engine.stop(Duration::from_millis(50));
         for _ in 0..6 {
             let (made, ended) = told.recv_timeout(Duration::from_secs(30)).expect("a call has no outcome");
             assert_eq!(made, ended);
         }
+        assert!(waiting.join().unwrap().is_err());
         // Handlers that never end on one shard, and callers on the other that wait for them.
         assert!(!report.drained && report.tasks_cut > 0 && report.calls_ended > 0, "{report}");
         assert_eq!(report.calls_ended, report.stats.sum(|shard| shard.calls_stopped));
@@ -375,7 +375,7 @@ fn what_ends_within_the_drain_ends_as_if_nothing_were() {
     is_in.recv().unwrap();
     let stopping = std::thread::spawn(move || engine.stop(Duration::from_secs(600)));
     // The other shard says when the stop has begun; it has nothing to do, and waits for the one that has.
-    until("the stop begins", || {
+    eventually("the stop begins", || {
         matches!(
             block_on(client.send(&Add { left: 1, right: 1 })),
             Err(CallError::NotSent(NotSent::Stopping))

@@ -3,33 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use catga::Unknown;
 use catga::prelude::*;
-use catga::{Failure, Refusal, Unknown};
+use common::{eventually, panicked, poisoned};
 use pollster::block_on;
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(100);
-
-/// Waits for a condition, with a generous end.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
-fn panicked<T>(outcome: Result<T, CallError<Fault>>) -> bool {
-    matches!(outcome, Err(CallError::Failed(Failure::Panicked)))
-}
-
-fn poisoned<T>(outcome: Result<T, CallError<Fault>>) -> bool {
-    matches!(outcome, Err(CallError::Refused(Refusal::Poisoned)))
-}
 
 // ---- keys -----------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catga::NotSent;
 use catga::prelude::*;
+use common::eventually;
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -37,14 +40,6 @@ struct Ends {
 }
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// Handles a request when its gate is open, and keeps its shard until then.
 #[derive(Clone, Default)]

@@ -3,6 +3,7 @@
 //! The first test forbids the three io_uring calls to its own thread and starts this binary again: a filter is inherited
 //! and cannot be taken back. In the child all other tests run, the suites of `calls` and `lanes` among them.
 
+#![allow(clippy::duplicate_mod, reason = "the suites in here bring what they share, each for itself")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
 #[path = "calls.rs"]

@@ -208,7 +208,7 @@ impl Both {
     fn pass(&mut self, us: u16) {
         self.now = self.now + Duration::from_micros(u64::from(us));
         let (now, mut ended) = (self.now, Vec::new());
-        self.table.expire(now, |wake, sent| ended.push((wake, sent)));
+        self.table.expire(now, |_, wake, sent| ended.push((wake, sent)));
         // They come in the order of their slots.
         let mut due: Vec<usize> = (0..self.calls.len())
             .filter(|&place| {
@@ -238,7 +238,7 @@ impl Both {
         let ending = Ending::Unknown(Unknown::LaneLost);
         let over = |target: Option<Target>| matches!(target, Some(Target::Lane { lane, .. }) if lane == lost);
         let mut ended = Vec::new();
-        self.table.end_where(|target| over(target).then_some(ending), |wake| ended.push(wake));
+        self.table.end_where(|target| over(target).then_some(ending), |_, wake| ended.push(wake));
         let mut gone: Vec<usize> = (0..self.calls.len())
             .filter(|&place| {
                 let call = &self.calls[place];

@@ -380,7 +380,11 @@ impl<F> CallTable<F> {
 
     /// Ends every call whose deadline has passed. Reading the bounded table costs a few microseconds, so it happens
     /// only when some deadline may have passed, and not more often than [`EXPIRY_SWEEP`].
-    pub(crate) fn expire(&mut self, now: Time, mut ended: impl FnMut(Wake<F>, Option<(CallId, Target)>)) {
+    pub(crate) fn expire(
+        &mut self,
+        now: Time,
+        mut ended: impl FnMut(Ending, Wake<F>, Option<(CallId, Target)>),
+    ) {
         if now < self.next_expiry() {
             return;
         }
@@ -399,7 +403,7 @@ impl<F> CallTable<F> {
             }
             let id = CallId::new(index as u32, slot.generation);
             if let Some(wake) = self.complete(id, ending, |_| ()) {
-                ended(wake, target.map(|target| (id, target)));
+                ended(ending, wake, target.map(|target| (id, target)));
             }
         }
     }
@@ -408,13 +412,23 @@ impl<F> CallTable<F> {
     pub(crate) fn give_up_where(
         &mut self,
         mut gone: impl FnMut(&F) -> bool,
+        given_up: impl FnMut(CallId, Target),
+    ) {
+        self.abandon_where(|waiter| matches!(waiter, Waiter::Forward(to) if gone(to)), given_up);
+    }
+
+    /// Frees the slots with such waiters. Says where the calls went that left and have no answer.
+    fn abandon_where(
+        &mut self,
+        mut gone: impl FnMut(&Waiter<F>) -> bool,
         mut given_up: impl FnMut(CallId, Target),
     ) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
-            if matches!(&slot.waiter, Waiter::Forward(to) if gone(to)) {
-                let id = CallId::new(index as u32, slot.generation);
-                if let Some(target) = self.abandon(id) {
+            if gone(&slot.waiter) {
+                let (id, sent) = (CallId::new(index as u32, slot.generation), slot.sent_to());
+                self.release(index as u32);
+                if let Some(target) = sent {
                     given_up(id, target);
                 }
             }
@@ -425,7 +439,7 @@ impl<F> CallTable<F> {
     pub(crate) fn end_where(
         &mut self,
         mut lost: impl FnMut(Option<Target>) -> Option<Ending>,
-        mut ended: impl FnMut(Wake<F>),
+        mut ended: impl FnMut(Ending, Wake<F>),
     ) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
@@ -436,7 +450,7 @@ impl<F> CallTable<F> {
             let Some(ending) = ending else { continue };
             let id = CallId::new(index as u32, slot.generation);
             if let Some(wake) = self.complete(id, ending, |_| ()) {
-                ended(wake);
+                ended(ending, wake);
             }
         }
     }
@@ -491,17 +505,8 @@ impl<F> CallTable<F> {
     }
 
     /// Closes a batch; its calls that are still open are given up. Says where they went.
-    pub(crate) fn batch_close(&mut self, batch: BatchId, mut given_up: impl FnMut(CallId, Target)) {
-        for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
-            if matches!(slot.waiter, Waiter::Batch(of) if of == batch) {
-                let (id, sent) = (CallId::new(index as u32, slot.generation), slot.sent_to());
-                self.release(index as u32);
-                if let Some(target) = sent {
-                    given_up(id, target);
-                }
-            }
-        }
+    pub(crate) fn batch_close(&mut self, batch: BatchId, given_up: impl FnMut(CallId, Target)) {
+        self.abandon_where(|waiter| matches!(waiter, Waiter::Batch(of) if *of == batch), given_up);
         let queue = &mut self.batches[batch.0 as usize];
         queue.open = false;
         queue.waker = None;

@@ -114,7 +114,7 @@ impl Completion {
     /// Whether the watchdog has found the deadline passed. It may have meant the call before; then the bit is cleared by
     /// [`not_expired`](Self::not_expired).
     pub(crate) fn is_expired(&self) -> bool {
-        self.state.load(Ordering::Acquire) & EXPIRED != 0 // pairs with the AcqRel in `Completions::expire`
+        self.state.load(Ordering::Acquire) & EXPIRED != 0 // pairs with the AcqRel in `expire`
     }
 
     pub(crate) fn not_expired(&self) {
@@ -135,15 +135,25 @@ impl Completion {
         if before & TAKEN != 0 { GivenUp::Taken } else { GivenUp::Unsent }
     }
 
-    /// Wakes the caller. Its waker is somebody else's code: a panic in it ends neither a shard nor the watchdog.
+    /// Tells the caller to look at the clock.
+    fn expire(&self) {
+        self.state.fetch_or(EXPIRED, Ordering::AcqRel); // pairs with `is_expired`
+        self.wake();
+    }
+
     fn wake(&self) {
-        if catch_unwind(AssertUnwindSafe(|| self.waker.wake())).is_err() {
-            tracing::error!("the waker of a caller panicked");
-        }
+        guarded(|| self.waker.wake());
     }
 
     fn is_given_up(&self) -> bool {
         self.state.load(Ordering::Acquire) & GIVEN_UP != 0 // pairs with the AcqRel in `give_up`
+    }
+}
+
+/// Wakes a foreign caller. Its waker is somebody else's code: a panic in it ends neither a shard nor the watchdog.
+pub(crate) fn guarded(wake: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(wake)).is_err() {
+        tracing::error!("the waker of a caller panicked");
     }
 }
 
@@ -255,7 +265,7 @@ impl Completions {
 
     #[cold]
     fn make(self: &Arc<Self>) -> Option<Arc<CachePadded<Completion>>> {
-        // A ticket: partners with the Acquire in `expire`.
+        // A ticket: partners with the Acquire in `all`.
         let place = self.count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| {
             (count < self.made.len()).then_some(count + 1)
         });
@@ -311,7 +321,7 @@ impl Completions {
         self.earliest.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
         fence(Ordering::SeqCst); // pairs with the one before `watch`
         let mut earliest = Time::NEVER.as_nanos();
-        for completion in self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get) {
+        for completion in self.all() {
             let deadline = completion.deadline.load(Ordering::Relaxed);
             if deadline > now.as_nanos() {
                 earliest = earliest.min(deadline);
@@ -320,8 +330,7 @@ impl Completions {
                 .compare_exchange(deadline, Time::NEVER.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
             {
-                completion.state.fetch_or(EXPIRED, Ordering::AcqRel); // pairs with `Completion::is_expired`
-                completion.wake();
+                completion.expire();
             }
         }
         self.earliest.fetch_min(earliest, Ordering::SeqCst);
@@ -332,10 +341,15 @@ impl Completions {
     pub(crate) fn abandon(&self) {
         // Release: pairs with the Acquire in `are_abandoned`; the bits below come after it.
         self.abandoned.store(true, Ordering::Release);
-        for completion in self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get) {
-            completion.state.fetch_or(EXPIRED, Ordering::AcqRel); // as in `expire`
-            completion.wake();
+        for completion in self.all() {
+            completion.expire();
         }
+    }
+
+    /// All that were made so far.
+    fn all(&self) -> impl Iterator<Item = &Arc<CachePadded<Completion>>> {
+        // Acquire: pairs with the AcqRel in `make`.
+        self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get)
     }
 
     pub(crate) fn are_abandoned(&self) -> bool {

@@ -11,7 +11,7 @@ use catga_codec::OwnedFrame;
 use catga_discovery::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 
-use crate::client::completion::Promise;
+use crate::client::completion::{Promise, guarded};
 use crate::lane::io::LaneIo;
 use crate::ring::doorbell::{Doorbell, EventFd};
 
@@ -84,7 +84,7 @@ impl Inbox {
         while count > 0
             && let Some(waiter) = self.waiters.pop()
         {
-            waiter.wake();
+            guarded(|| waiter.wake());
             count -= 1;
         }
     }

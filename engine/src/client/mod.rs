@@ -29,7 +29,7 @@ use crate::engine::EngineId;
 use crate::error::{CallError, NotSent, PublishError};
 use crate::pool;
 use crate::reply::{Reply, conclude};
-use crate::route::{Placement, RouteTable};
+use crate::route::{Recipients, RouteTable};
 use crate::shard::core::Manner;
 use crate::time::Clock;
 
@@ -57,22 +57,15 @@ impl ClientShared {
     }
 
     /// The shard for a message that is handled there: the owner of its key, else those that handle it in turn.
-    pub(crate) fn shard_for(&self, placement: Option<Placement<'_>>) -> Result<u16, NotSent> {
+    pub(crate) fn shard_for(&self, recipients: Option<Recipients<'_>>) -> Result<u16, NotSent> {
         let turn = || self.next.fetch_add(1, Ordering::Relaxed); // a ticket: partners with nothing
         let stuck = &self.routes.stuck;
-        match placement {
-            Some(Placement::Owner(shard)) if stuck.contains(shard) => Err(NotSent::Stuck),
-            Some(Placement::Owner(shard)) => Ok(shard),
-            Some(Placement::AnyOf(shards)) => stuck.next_of(shards, turn()).ok_or(NotSent::Stuck),
+        match recipients {
+            Some(Recipients::Owner(shard)) if stuck.contains(shard) => Err(NotSent::Stuck),
+            Some(Recipients::Owner(shard)) => Ok(shard),
+            Some(Recipients::AnyOf(shards)) => stuck.next_of(shards, turn()).ok_or(NotSent::Stuck),
             // No shard here serves it: any one may know a node that does.
-            None => {
-                let shards = self.inboxes.len();
-                let first = turn();
-                (0..shards)
-                    .map(|step| (first.wrapping_add(step) % shards) as u16)
-                    .find(|&shard| !stuck.contains(shard))
-                    .ok_or(NotSent::Stuck)
-            }
+            None => stuck.next_among(self.inboxes.len(), turn(), |place| place as u16).ok_or(NotSent::Stuck),
         }
     }
 }
@@ -151,12 +144,8 @@ impl Client {
     /// [`PublishError`] says what the event has reached.
     pub fn publish<E: Event>(&self, event: &E) -> Result<(), PublishError> {
         let listeners = self.shared.routes.listeners(E::type_index().get());
-        let shards = match listeners.map(|listeners| listeners.place(event.key())) {
-            None => return Ok(()),
-            Some(Placement::Owner(shard)) => &[shard][..],
-            Some(Placement::AnyOf(shards)) => shards,
-        };
-        for &shard in shards {
+        let Some(recipients) = listeners.map(|listeners| listeners.place(event.key())) else { return Ok(()) };
+        for &shard in recipients.shards() {
             let mut frame = pool::take();
             frame.encode(event_header(event), event).map_err(|_| PublishError::TooLarge)?;
             let inbox = &self.shared.inboxes[usize::from(shard)];
@@ -258,9 +247,9 @@ impl<R: Request> ClientCall<'_, R> {
         // The time left is in the letter: the clock is the shard's too.
         let header = request_header(request, manner.flags, CallId::default(), 0);
         frame.encode(header, request).map_err(not_encoded)?;
-        let placement =
+        let recipients =
             shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
-        let shard = shared.shard_for(placement)?;
+        let shard = shared.shard_for(recipients)?;
         let contract = Contract::of_request::<R>;
         Ok(Letter { shard, frame, contract, within, at_once: manner.at_once })
     }

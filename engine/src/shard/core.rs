@@ -26,7 +26,7 @@ use crate::instance::Instance;
 use crate::lane::io::Lanes;
 use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES};
 use crate::pool;
-use crate::route::{Placement, RouteTable};
+use crate::route::{Recipients, RouteTable};
 use crate::service::{Bound, Incoming, Listen, Serve};
 use crate::shard::Seed;
 use crate::shard::core::fanout::Fanouts;
@@ -227,13 +227,13 @@ impl Core {
         contract: Option<fn() -> Contract>,
     ) -> Destination {
         match self.routes.request(index).map(|shards| shards.place(key)) {
-            Some(Placement::Owner(shard)) if shard == self.shard.0 => Destination::Here,
-            Some(Placement::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
-            Some(Placement::Owner(shard)) if self.routes.stuck.contains(shard) => {
+            Some(Recipients::Owner(shard)) if shard == self.shard.0 => Destination::Here,
+            Some(Recipients::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
+            Some(Recipients::Owner(shard)) if self.routes.stuck.contains(shard) => {
                 Destination::Nowhere(NotSent::Stuck)
             }
-            Some(Placement::Owner(shard)) => Destination::Shard(shard),
-            Some(Placement::AnyOf(shards)) => self
+            Some(Recipients::Owner(shard)) => Destination::Shard(shard),
+            Some(Recipients::AnyOf(shards)) => self
                 .routes
                 .stuck
                 .next_of(shards, self.turn())

@@ -2,7 +2,7 @@
 
 use catga_codec::{CallId, ForeignFrame, Kind};
 
-use crate::call::table::{Ending, LaneKey, Target, Wake};
+use crate::call::table::{Ending, LaneKey, Target};
 use crate::client::inbox::Inbound;
 use crate::context::Context;
 use crate::error::{NotSent, Refusal, Unknown};
@@ -195,24 +195,15 @@ impl Core {
 
     /// Ends what hung on a lane: its calls, those that waited for it, and the tasks that would have answered over it.
     fn lane_ended(&self, key: LaneKey, ctx: &Context) {
-        let mut ended: Vec<Wake<ReplyTo>> = Vec::new();
-        self.calls.borrow_mut().end_where(
-            |target| match target {
-                Some(Target::Lane { lane, offset }) if lane == key => {
-                    let ending = match self.lanes.borrow_mut().fate(key, offset) {
-                        Fate::NotSent | Fate::NotTaken => Ending::NotSent(NotSent::LaneLost),
-                        Fate::Unknown => Ending::Unknown(Unknown::LaneLost),
-                    };
-                    self.count_ending(ending);
-                    Some(ending)
-                }
-                _ => None,
-            },
-            |wake| ended.push(wake),
-        );
-        for wake in ended {
-            self.wake(wake);
-        }
+        self.end_calls(|target| match target {
+            Some(Target::Lane { lane, offset }) if lane == key => {
+                Some(match self.lanes.borrow_mut().fate(key, offset) {
+                    Fate::NotSent | Fate::NotTaken => Ending::NotSent(NotSent::LaneLost),
+                    Fate::Unknown => Ending::Unknown(Unknown::LaneLost),
+                })
+            }
+            _ => None,
+        });
         let waiting = self.lanes.borrow_mut().take_waiting(key);
         for (call, frame) in waiting {
             // They may go by another lane, if there is one.

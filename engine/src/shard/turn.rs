@@ -1,14 +1,14 @@
 //! The turn: one round of a shard's loop, as a list.
 //!
 //! The clock is read once, at the top. Each step takes a bounded batch, so a turn is short whatever comes in; nothing in it
-//! blocks. Timers come first: the first of them is
-//! the shard's beginning. Answers come before requests, because they free credits and wake tasks; what the turn has written becomes
-//! visible at its end, once for each ring and each lane.
+//! blocks. Timers come first: the first of them is the shard's beginning. Answers come before requests, because they free
+//! credits and wake tasks; what the turn has written becomes visible at its end, once for each ring and each lane.
+
+use std::time::Duration;
 
 use catga_codec::Kind;
 
 use crate::call::table::Ending;
-use crate::call::table::Wake;
 use crate::client::inbox::Inbound;
 use crate::error::{NotSent, Unknown};
 use crate::lane::close::CloseReason;
@@ -19,7 +19,6 @@ use crate::shard::mesh::{Arrived, Outgoing};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::{INBOX_BATCH, Shard};
 use crate::time::Time;
-use std::time::Duration;
 
 /// Messages taken from the inbox, and from the queue of this shard's own, in one turn.
 const QUEUE_BATCH: usize = 256;
@@ -71,9 +70,7 @@ impl Shard {
         counters.turns.add(1);
         if let Some(began) = self.turned.replace(now) {
             let lasted = now.since(began);
-            if lasted > Duration::from_micros(counters.turn_us_max.read() + 1) {
-                counters.turn_us_max.set(lasted.as_micros() as u64);
-            }
+            counters.turn_us_max.raise(lasted.as_micros() as u64);
             if lasted >= STALL {
                 counters.stalls.add(1);
             }
@@ -123,20 +120,15 @@ impl Shard {
     }
 
     fn take_inbox(&mut self) -> usize {
-        // Looking is cheaper than popping from an empty queue, which takes a fence; most turns find it empty.
-        if self.inbox().is_empty() {
-            return 0;
-        }
         if self.refusing {
-            return 0; // whoever pushed it after the inbox was closed takes it out again
+            return 0; // whoever pushed something after the inbox was closed takes it out again
         }
+        // Looking is cheaper than popping from an empty queue, which takes a fence; most turns find it empty.
         let waiting = self.inbox().len() as u64;
         if !self.inbox_gather.is_due(waiting, INBOX_BATCH) {
             return 0;
         }
-        if waiting > self.core.counters.inbox_calls_max.read() {
-            self.core.counters.inbox_calls_max.set(waiting);
-        }
+        self.core.counters.inbox_calls_max.raise(waiting);
         let mut taken = 0;
         while taken < QUEUE_BATCH
             && let Some(inbound) = self.inbox().pop()
@@ -182,14 +174,10 @@ impl Shard {
     fn expire(&mut self, now: Time) {
         if now >= self.core.calls.borrow().next_expiry() {
             let mut ended = Vec::new();
-            self.core.calls.borrow_mut().expire(now, |wake, sent| ended.push((wake, sent)));
-            for (wake, sent) in ended {
+            self.core.calls.borrow_mut().expire(now, |ending, wake, sent| ended.push((ending, wake, sent)));
+            for (ending, wake, sent) in ended {
                 self.core.counters.calls_expired.add(1);
-                self.core.count_ending(match sent {
-                    None => Ending::NotSent(NotSent::Deadline),
-                    Some(_) => Ending::Unknown(Unknown::Deadline),
-                });
-                self.core.wake(wake);
+                self.core.ended(ending, wake);
                 if let Some((call, target)) = sent {
                     self.core.cancel(call, target);
                 }
@@ -299,21 +287,12 @@ impl Shard {
                 }
             });
         }
-        let mut ended: Vec<Wake<ReplyTo>> = Vec::new();
-        self.core.calls.borrow_mut().end_where(
-            |target| {
-                let ending = match target {
-                    None => Ending::NotSent(NotSent::Stopping),
-                    Some(_) => Ending::Unknown(Unknown::Stopped),
-                };
-                self.core.count_ending(ending);
-                Some(ending)
-            },
-            |wake| ended.push(wake),
-        );
-        for wake in ended {
-            self.core.wake(wake);
-        }
+        self.core.end_calls(|target| {
+            Some(match target {
+                None => Ending::NotSent(NotSent::Stopping),
+                Some(_) => Ending::Unknown(Unknown::Stopped),
+            })
+        });
         self.publish();
     }
 

@@ -8,6 +8,13 @@ use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Header, Kind, Message};
 
+/// An endpoint that only who holds the listener takes, and where nobody answers before that.
+pub(crate) fn listening() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    (listener, endpoint)
+}
+
 const HEADER: usize = 48;
 
 /// One end of a connection to an engine.

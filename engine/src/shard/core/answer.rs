@@ -21,11 +21,24 @@ impl Core {
     pub(crate) fn complete(&self, call: CallId, ending: Ending, fill: impl FnOnce(&mut OwnedFrame)) {
         let woken = self.calls.borrow_mut().complete(call, ending, fill);
         match woken {
-            Some(wake) => {
-                self.count_ending(ending);
-                self.wake(wake);
-            }
+            Some(wake) => self.ended(ending, wake),
             None => self.counters.answers_late.add(1),
+        }
+    }
+
+    /// A call has ended: counts it, and tells whoever waits.
+    #[inline]
+    pub(crate) fn ended(&self, ending: Ending, wake: Wake<ReplyTo>) {
+        self.count_ending(ending);
+        self.wake(wake);
+    }
+
+    /// Ends every call for which `lost` names an ending, by where it went.
+    pub(crate) fn end_calls(&self, lost: impl FnMut(Option<Target>) -> Option<Ending>) {
+        let mut ended = Vec::new();
+        self.calls.borrow_mut().end_where(lost, |ending, wake| ended.push((ending, wake)));
+        for (ending, wake) in ended {
+            self.ended(ending, wake);
         }
     }
 

@@ -17,7 +17,7 @@ use super::{Core, Destination, Try};
 use crate::call::table::{Ending, Target};
 use crate::error::{NotSent, Unknown};
 use crate::pool;
-use crate::route::Placement;
+use crate::route::Recipients;
 use crate::service::Incoming;
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
@@ -137,15 +137,8 @@ impl Core {
         };
         let header = incoming.header();
         let listeners = self.index_of(&header, &incoming).and_then(|index| self.routes.listeners(index));
-        let own;
-        let shards = match listeners.map(|listeners| listeners.place(header.key)) {
-            Some(Placement::AnyOf(shards)) => shards,
-            Some(Placement::Owner(shard)) => {
-                own = [shard];
-                &own[..]
-            }
-            None => &[],
-        };
+        let recipients = listeners.map(|listeners| listeners.place(header.key));
+        let shards = recipients.as_ref().map_or(&[][..], Recipients::shards);
         if shards.is_empty() {
             pool::give(frame);
             self.broadcast_ended(to, Ending::Handled(0));
@@ -201,8 +194,7 @@ impl Core {
         self.fanouts.borrow().live()
     }
 
-    /// Nobody waits for a broadcast any more: its slots are free at once, and what has not left does not leave. Shards
-    /// that have got it are not told: a listener cannot be stopped.
+    /// Gives up the broadcasts whose answer `gone` says that nobody wants.
     pub(crate) fn give_up_broadcasts_for(&self, gone: impl Fn(&ReplyTo) -> bool) {
         let given_up = self.fanouts.borrow().given_up(gone);
         for fanout in given_up {
@@ -210,6 +202,8 @@ impl Core {
         }
     }
 
+    /// Nobody waits for a broadcast any more: its slots are free at once, and what has not left does not leave. Shards
+    /// that have got it are not told: a listener cannot be stopped.
     pub(crate) fn give_up_broadcast(&self, fanout: FanoutId) {
         let parts = self.fanouts.borrow_mut().give_up(fanout);
         let mut calls = self.calls.borrow_mut();

@@ -17,7 +17,7 @@ use crate::error::{Failure, Refusal};
 use crate::instance::Instance;
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
-use crate::route::Placement;
+use crate::route::Recipients;
 use crate::service::{Incoming, NotHeard, Serve};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
@@ -84,7 +84,7 @@ impl Core {
     pub(crate) fn is_ours(&self, header: &Header) -> bool {
         let Some(index) = self.routes.index_of(header.message) else { return false };
         match self.routes.request(index).map(|shards| shards.place(header.key)) {
-            Some(Placement::Owner(shard)) => shard == self.shard.0,
+            Some(Recipients::Owner(shard)) => shard == self.shard.0,
             _ => self.handler(index).is_some(),
         }
     }
@@ -219,14 +219,9 @@ impl Core {
             if let Some(local) = frame.local() {
                 let header = local.header();
                 let index = u32::try_from(header.context).unwrap_or(0);
-                match self.routes.listeners(index).map(|shards| shards.place(header.key)) {
-                    Some(Placement::Owner(shard)) => self.send_event(local, shard),
-                    Some(Placement::AnyOf(shards)) => {
-                        for &shard in shards {
-                            self.send_event(local, shard);
-                        }
-                    }
-                    None => {}
+                let recipients = self.routes.listeners(index).map(|shards| shards.place(header.key));
+                for &shard in recipients.iter().flat_map(Recipients::shards) {
+                    self.send_event(local, shard);
                 }
             }
             pool::give(frame);
