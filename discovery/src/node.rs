@@ -13,12 +13,13 @@ use std::{
     cmp::Ordering,
     fmt,
     hash::{Hash, Hasher},
-    net::SocketAddr,
     str::FromStr,
     sync::Arc,
 };
 
 use catga_codec::{MessageId, hash::hash_bytes};
+
+use crate::endpoint::Endpoint;
 
 /// The name of a node: 1 to [`NodeId::BYTES_MAX`] of the characters `A-Z a-z 0-9 . _ -`.
 ///
@@ -168,7 +169,7 @@ pub struct Node {
     /// Which life of that name it is.
     pub incarnation: Incarnation,
     /// Where it listens for lanes. An address and not a host's name: a shard that dials must not wait for a resolver.
-    pub endpoint: SocketAddr,
+    pub endpoint: Endpoint,
     /// Number of its shards, from 1. A node that says 0 can be sent nothing.
     pub shards: u16,
     /// The messages that it serves, each with the fingerprint of their layout there. In any order.
@@ -183,14 +184,20 @@ impl Node {
     }
 }
 
+impl Node {
+    /// The part of a line about it that its descriptions share: who, where, how much.
+    pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, endpoint, shards, handles, .. } = self;
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        let (messages, s) = (handles.len(), plural(usize::from(*shards)));
+        write!(f, "{id} at {endpoint}, {shards} shard{s}, {messages} message{}", plural(messages))
+    }
+}
+
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, incarnation, endpoint, shards, handles } = self;
-        write!(
-            f,
-            "{id} at {endpoint}, {shards} shards, {} messages, incarnation {incarnation}",
-            handles.len()
-        )
+        self.describe(f)?;
+        write!(f, ", incarnation {}", self.incarnation)
     }
 }
 
@@ -234,6 +241,6 @@ mod tests {
         };
         assert_eq!(node.fingerprint(place), Some(11));
         assert_eq!(node.fingerprint(quote), None);
-        assert_eq!(node.to_string(), "node1 at 127.0.0.1:5001, 2 shards, 1 messages, incarnation 3");
+        assert_eq!(node.to_string(), "node1 at 127.0.0.1:5001, 2 shards, 1 message, incarnation 3");
     }
 }

@@ -5,54 +5,117 @@
 //! atomic operation, no reference count.
 //!
 //! ```text
-//! nodes (sorted by id)     0: node1   1: node2   2: node3
+//! members (sorted by id)   0: node1   1: node2   2: node3   3: node4, suspect
 //! index (sorted by id)     "place" -> 0..2     "quote" -> 2..3
 //! positions                0 2                 1
+//! ranks                    the hash of each one's id
 //! ```
 //!
-//! For each message the positions of the nodes that serve it lie side by side, so that routing picks from a slice and
-//! hashes no string. Positions ascend, hence in the order of ids, which is the same on every node.
+//! For each message the positions of the nodes that serve it and are up lie side by side, so that routing picks from a
+//! slice and hashes no string. Positions ascend, hence in the order of ids, which is the same on every node.
+//!
+//! **Owners.** The [`owner`] of a key is chosen by rendezvous (Thaler and Ravishankar, 1998): each candidate gets a score
+//! from its id and the key, and the highest wins. No state is shared and none moves: a node that goes loses its keys to
+//! the others in equal parts, one that comes takes its part from all, and no key moves between two that stay.
 #![forbid(unsafe_code)]
 
 use std::{cmp::Reverse, fmt, ops::Range, sync::Arc};
 
-use catga_codec::{MessageId, hash::hash_bytes};
+use catga_codec::{
+    MessageId,
+    hash::{hash_bytes, hash_u64},
+};
 
 use crate::node::{Node, NodeId};
 
-/// All nodes of the cluster at one moment. Immutable; shared as `Arc<View>`.
+/// How this node stands with another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum NodeState {
+    /// At least one shard has an open lane with it. Only such nodes are sent anything.
+    Up,
+    /// No shard has an open lane with it: it has ended, or cannot be reached.
+    Suspect,
+    /// It said that it leaves, and still has lanes.
+    Leaving,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Leaving => "leaving",
+        })
+    }
+}
+
+/// A node, and how this node stands with it. Prints as `node1 at 10.0.0.1:5001, 2 shards, 3 messages, up`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// As it described itself.
+    pub node: Arc<Node>,
+    /// Whether it can be sent anything.
+    pub state: NodeState,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.node.describe(f)?;
+        write!(f, ", {}", self.state)
+    }
+}
+
+/// All nodes of the cluster at one moment, this one among them. Immutable; shared as `Arc<View>`.
 #[derive(Debug, Clone)]
 pub struct View {
     epoch: u64,
     digest: u64,
-    nodes: Arc<[Arc<Node>]>,
+    own: Option<u32>,
+    forming: bool,
+    members: Arc<[Arc<Member>]>,
     candidates: Candidates,
 }
 
-/// Who serves what: the lower two lines of the picture at the top.
+/// Who serves what: the lower three lines of the picture at the top.
 #[derive(Debug, Clone)]
 struct Candidates {
-    /// Sorted by message, each once; the range is that of its candidates in `positions`.
+    /// Sorted by message, each once; the range is that of its candidates in `positions` and `ranks`.
     index: Box<[(MessageId, Range<u32>)]>,
     positions: Box<[u32]>,
+    /// For each position the hash of that node's id, so that choosing an owner follows no pointer.
+    ranks: Box<[u64]>,
 }
 
 impl View {
-    /// Prepares the view of `nodes`, given in any order.
+    /// Prepares the view of `members`, given in any order. `own` is the id of this node; `forming` is as in
+    /// [`forming`](Self::forming).
     ///
     /// If two of them have one id, the higher incarnation stays: the other is its predecessor, of which the news has
     /// not yet come that it is gone.
     #[must_use]
-    pub fn new(epoch: u64, mut nodes: Vec<Arc<Node>>) -> Self {
-        nodes.sort_by(|a, b| (&a.id, Reverse(a.incarnation)).cmp(&(&b.id, Reverse(b.incarnation))));
-        nodes.dedup_by(|later, earlier| later.id == earlier.id);
-        Self { epoch, digest: digest_of(&nodes), candidates: Candidates::among(&nodes), nodes: nodes.into() }
+    pub fn new(epoch: u64, own: Option<&NodeId>, mut members: Vec<Arc<Member>>, forming: bool) -> Self {
+        fn life(member: &Member) -> impl Ord + '_ {
+            (&member.node.id, Reverse(member.node.incarnation))
+        }
+        members.sort_by(|a, b| life(a).cmp(&life(b)));
+        members.dedup_by(|later, earlier| later.node.id == earlier.node.id);
+        let mut view = Self {
+            epoch,
+            digest: digest_of(&members),
+            own: None,
+            forming,
+            candidates: Candidates::among(&members),
+            members: members.into(),
+        };
+        view.own = own.and_then(|id| view.position(id));
+        view
     }
 
-    /// The view of nobody, epoch 0: what a shard has before it has heard of anyone.
+    /// The view of nobody, epoch 0: what an engine without a cluster has.
     #[must_use]
     pub fn empty() -> Self {
-        Self::new(0, Vec::new())
+        Self::new(0, None, Vec::new(), false)
     }
 
     /// How many views this node had before. A newer view has a higher epoch; epochs of two nodes cannot be compared.
@@ -61,45 +124,81 @@ impl View {
         self.epoch
     }
 
-    /// A hash of what decides who owns a key: ids, incarnations and numbers of shards. Nodes with equal digests agree.
+    /// A hash of what decides who owns a key: ids, incarnations and numbers of shards of the nodes that are up. Nodes
+    /// with equal digests agree.
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The nodes, sorted by id. A position in this slice names a node as long as this view is in use.
+    /// The members, sorted by id. A position in this slice names a node as long as this view is in use.
     #[must_use]
-    pub fn nodes(&self) -> &[Arc<Node>] {
-        &self.nodes
+    pub fn members(&self) -> &[Arc<Member>] {
+        &self.members
     }
 
-    /// The node of this id. A binary search over the nodes.
+    /// The position of this node itself.
     #[must_use]
-    pub fn find(&self, id: &NodeId) -> Option<&Arc<Node>> {
-        self.position(id).map(|position| &self.nodes[position as usize])
+    pub fn own(&self) -> Option<u32> {
+        self.own
     }
 
-    /// The position of the node of this id. A binary search over the nodes.
+    /// Whether some node that should be there has not even been tried yet: too early to say that nobody serves a message.
+    /// Once it is false it stays so in all later views.
+    #[must_use]
+    pub fn forming(&self) -> bool {
+        self.forming
+    }
+
+    /// The member of this id. A binary search over the members.
+    #[must_use]
+    pub fn find(&self, id: &NodeId) -> Option<&Arc<Member>> {
+        self.position(id).map(|position| &self.members[position as usize])
+    }
+
+    /// The position of the member of this id. A binary search over the members.
     #[must_use]
     pub fn position(&self, id: &NodeId) -> Option<u32> {
-        self.nodes.binary_search_by(|node| node.id.cmp(id)).ok().map(|position| position as u32)
+        self.members.binary_search_by(|member| member.node.id.cmp(id)).ok().map(|position| position as u32)
     }
 
-    /// The positions of the nodes that serve `message`, ascending; empty if nobody does.
+    /// The positions of the nodes that serve `message` and are up, ascending; empty if nobody does.
     ///
     /// A binary search over the messages of the cluster, all integers: some nanoseconds, no allocation.
     #[must_use]
     pub fn candidates(&self, message: MessageId) -> &[u32] {
-        self.candidates.of(message)
+        &self.candidates.positions[self.candidates.of(message)]
     }
 }
 
+/// The position of the node that owns the key with the hash `key`, among the nodes that serve `message` and are up; `None`
+/// if nobody does. Messages that the same nodes serve have the same owner for a key.
+///
+/// The same on every node whose view has the same candidates. One search as in [`View::candidates`] and one mix of
+/// integers for each candidate; no allocation. Equal scores, which only ids of equal hash can have, go to the first id.
+#[must_use]
+pub fn owner(view: &View, message: MessageId, key: u64) -> Option<u32> {
+    let Candidates { positions, ranks, .. } = &view.candidates;
+    let range = view.candidates.of(message);
+    let key = hash_u64(key); // keys may be as regular as ids; hashes of ids are not
+    let mut best: Option<(u64, u32)> = None;
+    for (&position, &rank) in positions[range.clone()].iter().zip(&ranks[range]) {
+        let score = hash_u64(rank ^ key);
+        if best.is_none_or(|(highest, _)| score > highest) {
+            best = Some((score, position));
+        }
+    }
+    best.map(|(_, position)| position)
+}
+
 impl Candidates {
-    fn among(nodes: &[Arc<Node>]) -> Self {
+    fn among(members: &[Arc<Member>]) -> Self {
         let mut served: Vec<(MessageId, u32)> = (0u32..)
-            .zip(nodes)
-            .filter(|(_, node)| node.shards > 0)
-            .flat_map(|(position, node)| node.handles.iter().map(move |(message, _)| (*message, position)))
+            .zip(members)
+            .filter(|(_, member)| member.state == NodeState::Up && member.node.shards > 0)
+            .flat_map(|(position, member)| {
+                member.node.handles.iter().map(move |(message, _)| (*message, position))
+            })
             .collect();
         served.sort_unstable();
         served.dedup();
@@ -111,24 +210,26 @@ impl Candidates {
             index.push((same[0].0, start..end));
             start = end;
         }
-        Self { index: index.into(), positions: served.into_iter().map(|(_, position)| position).collect() }
+        let positions: Box<[u32]> = served.into_iter().map(|(_, position)| position).collect();
+        let ranks = positions.iter().map(|position| members[*position as usize].node.id.hash64()).collect();
+        Self { index: index.into(), positions, ranks }
     }
 
-    fn of(&self, message: MessageId) -> &[u32] {
+    fn of(&self, message: MessageId) -> Range<usize> {
         match self.index.binary_search_by_key(&message, |(id, _)| *id) {
             Ok(at) => {
                 let range = &self.index[at].1;
-                &self.positions[range.start as usize..range.end as usize]
+                range.start as usize..range.end as usize
             }
-            Err(_) => &[],
+            Err(_) => 0..0,
         }
     }
 }
 
-/// Over the sorted nodes, so that it does not depend on the order in which they were heard of.
-fn digest_of(nodes: &[Arc<Node>]) -> u64 {
-    let mut bytes = Vec::with_capacity(nodes.len() * (NodeId::BYTES_MAX + 11));
-    for node in nodes {
+/// Over the sorted members, so that it does not depend on the order in which they were heard of.
+fn digest_of(members: &[Arc<Member>]) -> u64 {
+    let mut bytes = Vec::with_capacity(members.len() * (NodeId::BYTES_MAX + 11));
+    for node in members.iter().filter(|member| member.state == NodeState::Up).map(|member| &member.node) {
         bytes.extend_from_slice(node.id.as_str().as_bytes());
         bytes.push(0); // no id contains it, so where one ends is never in doubt
         bytes.extend_from_slice(&node.incarnation.0.to_le_bytes());
@@ -145,92 +246,11 @@ impl Default for View {
 
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "epoch {}, {} nodes, digest {:016x}", self.epoch, self.nodes.len(), self.digest)
+        let (nodes, forming) = (self.members.len(), if self.forming { ", forming" } else { "" });
+        write!(f, "epoch {}, {nodes} nodes, digest {:016x}{forming}", self.epoch, self.digest)
     }
 }
 
 #[cfg(test)]
 #[cfg(not(catga_loom))]
-mod tests {
-    use proptest::{collection::vec, prelude::*};
-
-    use super::*;
-    use crate::node::Incarnation;
-
-    fn message(number: u8) -> MessageId {
-        MessageId::of("message", u16::from(number) + 1)
-    }
-
-    fn node(name: u8, incarnation: u64, shards: u16, messages: &[u8]) -> Arc<Node> {
-        Arc::new(Node {
-            id: NodeId::new(format!("node{name}")).unwrap(),
-            incarnation: Incarnation(incarnation),
-            endpoint: ([127, 0, 0, 1], 5000 + u16::from(name)).into(),
-            shards,
-            handles: messages.iter().map(|number| (message(*number), 1)).collect(),
-        })
-    }
-
-    fn nodes() -> impl Strategy<Value = Vec<Arc<Node>>> {
-        let one = (0u8..20, 0u64..4, 0u16..3, vec(0u8..6, 0..8));
-        vec(
-            one.prop_map(|(name, incarnation, shards, served)| node(name, incarnation, shards, &served)),
-            0..24,
-        )
-    }
-
-    /// Too simple to be wrong: looks through all nodes for each question.
-    fn newest(nodes: &[Arc<Node>], id: &NodeId) -> Option<Incarnation> {
-        nodes.iter().filter(|node| node.id == *id).map(|node| node.incarnation).max()
-    }
-
-    proptest! {
-        #[test]
-        fn each_id_is_there_once_in_order_and_in_its_newest_life(given in nodes()) {
-            let view = View::new(1, given.clone());
-            prop_assert!(view.nodes().windows(2).all(|pair| pair[0].id < pair[1].id));
-            for node in &given {
-                let found = view.find(&node.id).unwrap();
-                prop_assert_eq!(Some(found.incarnation), newest(&given, &node.id));
-                let position = view.position(&node.id).unwrap();
-                prop_assert!(Arc::ptr_eq(&view.nodes()[position as usize], found));
-            }
-            prop_assert!(view.find(&NodeId::new("stranger").unwrap()).is_none());
-        }
-
-        #[test]
-        fn candidates_are_exactly_the_nodes_that_serve_the_message(given in nodes()) {
-            let view = View::new(1, given);
-            for number in 0..7 {
-                let expected: Vec<u32> = (0u32..)
-                    .zip(view.nodes())
-                    .filter(|(_, node)| node.shards > 0 && node.fingerprint(message(number)).is_some())
-                    .map(|(position, _)| position)
-                    .collect();
-                prop_assert_eq!(view.candidates(message(number)), &expected[..]);
-            }
-        }
-    }
-
-    #[test]
-    fn the_digest_depends_on_who_is_there_and_not_on_how_it_was_learned() {
-        let digest =
-            |epoch, nodes: &[&Arc<Node>]| View::new(epoch, nodes.iter().copied().cloned().collect()).digest();
-        let (a, b) = (node(1, 1, 2, &[1]), node(2, 1, 2, &[1]));
-        let both = digest(1, &[&a, &b]);
-        assert_eq!(both, digest(9, &[&b, &a]), "order of news, epoch");
-        assert_eq!(both, digest(1, &[&a, &node(2, 1, 2, &[1, 2])]), "messages do not decide about owners");
-        assert_ne!(both, digest(1, &[&a]));
-        assert_ne!(both, digest(1, &[&a, &node(2, 2, 2, &[1])]), "incarnation");
-        assert_ne!(both, digest(1, &[&a, &node(2, 1, 3, &[1])]), "shards");
-        assert_ne!(both, digest(1, &[&a, &node(3, 1, 2, &[1])]), "id");
-    }
-
-    #[test]
-    fn the_empty_view_has_nobody() {
-        let view = View::default();
-        assert_eq!((view.epoch(), view.nodes().len()), (0, 0));
-        assert!(view.candidates(message(1)).is_empty());
-        assert!(view.to_string().starts_with("epoch 0, 0 nodes"));
-    }
-}
+mod tests;
