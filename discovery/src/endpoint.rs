@@ -30,6 +30,15 @@ impl Endpoint {
             Self::Unix(_) => true,
         }
     }
+
+    /// The TCP address, if it is one.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 /// A text that is no [`Endpoint`]. Nothing was opened.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::limits::{CALLS_MAX, DEADLINE, DRAIN, INBOX_CALLS, SHARDS_MAX, TASKS_P
 use crate::placement::{Machine, Placement, Wish};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::runtime::drive::Idle;
+use crate::runtime::sockets::Listener;
 use crate::service::{BindContext, Routes};
 use crate::shard::mesh::mesh;
 use crate::shard::thread::Services;
@@ -106,7 +106,7 @@ pub enum StartError {
         endpoint: SocketAddr,
     },
     /// The endpoint cannot be listened on.
-    #[error("could not listen: {0}; is another process using the port?")]
+    #[error("could not listen on {0}")]
     Listen(#[source] io::Error),
     /// The sockets of a shard could not be made.
     #[error(
@@ -399,7 +399,7 @@ impl Builder {
 pub(crate) struct Plan {
     pub(crate) seeds: Vec<Seed>,
     pub(crate) services: Services,
-    pub(crate) listener: Option<OwnedFd>,
+    pub(crate) listener: Option<Listener>,
     pub(crate) placement: Placement,
     pub(crate) drain: Duration,
     pub(crate) runtime: RuntimeKind,

@@ -1,17 +1,15 @@
 //! A cluster from a list of addresses: each node keeps lanes to all others, and lanes decide who is alive.
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use catga_codec::Contract;
-use catga_discovery::{Incarnation, NodeId};
+use catga_discovery::{Endpoint, Incarnation, NodeId};
 
 use crate::builder::StartError;
 use crate::lane::greeting::{Greeting, Offer, PROTOCOL_VERSION};
 use crate::lane::io::{LaneSetup, Peer};
 use crate::limits::{LANE_CALLS_MAX, LANE_FRAME_BYTES_MAX};
-use crate::runtime::sockets::{listen, local_endpoint};
+use crate::runtime::sockets::{Listener, listen, local_endpoint};
 
 /// The nodes of a cluster, by address; this node among them or not.
 ///
@@ -30,7 +28,7 @@ pub struct List {
 }
 
 impl List {
-    /// The nodes, each as `id=address:port`.
+    /// The nodes, each as `id=address:port` or, for those on this machine, `id=unix:/path`.
     pub fn of<T: Into<String>>(nodes: impl IntoIterator<Item = T>) -> Self {
         Self {
             nodes: nodes.into_iter().map(Into::into).collect(),
@@ -41,7 +39,9 @@ impl List {
         }
     }
 
-    /// This node: its id, unique in the cluster, and the endpoint that it listens on and that others reach it at.
+    /// This node: its id, unique in the cluster, and the endpoint that it listens on and that others reach it at:
+    /// `address:port`, or `unix:/path` for a socket in the file system. Its file may be used by its owner only. One that a
+    /// process left behind is replaced; one behind which a process listens is not. It is removed when the engine stops.
     pub fn node(mut self, id: impl Into<String>, endpoint: impl Into<String>) -> Self {
         self.id = id.into();
         self.endpoint = endpoint.into();
@@ -60,18 +60,21 @@ impl List {
         self
     }
 
-    /// Checks all of it, and opens the port.
+    /// Checks all of it, and listens.
     pub(crate) fn open(
         &self,
         contracts: &[Contract],
         shards: u16,
-    ) -> Result<(OwnedFd, LaneSetup), StartError> {
+    ) -> Result<(Listener, LaneSetup), StartError> {
         let setup = self.setup(contracts, shards)?;
         let endpoint = parse(&self.endpoint)?;
-        if !endpoint.ip().is_loopback() && !self.insecure {
-            return Err(StartError::OffLoopback { endpoint });
+        if let Endpoint::Tcp(address) = endpoint
+            && !endpoint.is_loopback()
+            && !self.insecure
+        {
+            return Err(StartError::OffLoopback { endpoint: address });
         }
-        let listener = listen(endpoint).map_err(StartError::Listen)?;
+        let listener = listen(&endpoint).map_err(StartError::Listen)?;
         let bound = local_endpoint(&listener).map_err(StartError::Listen)?;
         tracing::info!(node = self.id, endpoint = %bound, "listening");
         Ok((listener, setup))
@@ -83,7 +86,7 @@ impl List {
         let mut peers: Vec<Peer> = Vec::new();
         for entry in &self.nodes {
             let (id, endpoint) = entry.split_once('=').ok_or_else(|| {
-                StartError::Cluster(format!("`{entry}` is not of the form id=address:port"))
+                StartError::Cluster(format!("`{entry}` is not of the form id=address:port or id=unix:/path"))
             })?;
             let id = NodeId::new(id).map_err(|error| StartError::Cluster(error.to_string()))?;
             if peers.iter().any(|peer| peer.id == id) {
@@ -111,8 +114,8 @@ impl List {
     }
 }
 
-fn parse(endpoint: &str) -> Result<SocketAddr, StartError> {
-    endpoint.parse().map_err(|_| StartError::Cluster(format!("`{endpoint}` is not of the form address:port")))
+fn parse(endpoint: &str) -> Result<Endpoint, StartError> {
+    endpoint.parse().map_err(|error: catga_discovery::EndpointError| StartError::Cluster(error.to_string()))
 }
 
 /// Later starts of a node have greater numbers.

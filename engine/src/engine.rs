@@ -1,11 +1,10 @@
 //! The engine's handle: starts the shards, hands out clients, stops the shards.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use catga_discovery::Endpoint;
 use crossbeam_utils::CachePadded;
 
 use crate::builder::{Plan, StartError};
@@ -13,7 +12,7 @@ use crate::client::{Client, ClientShared};
 use crate::limits::DROP_DRAIN;
 use crate::placement::Placement;
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::runtime::sockets::local_endpoint;
+use crate::runtime::sockets::{Listener, local_endpoint};
 use crate::shard::thread::{Report, Services, ShardThread};
 use crate::shard::{Control, Seed};
 use crate::signals::Signals;
@@ -56,7 +55,7 @@ pub struct Engine {
     /// Who stops the engine hears here how far it is. A lock that is never taken: it makes the engine `Sync`.
     notes: Mutex<mpsc::Receiver<Note>>,
     note: mpsc::Sender<Note>,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<Endpoint>,
     placement: Placement,
     drain: Duration,
     runtime: RuntimeKind,
@@ -94,8 +93,8 @@ impl Engine {
     /// Where it listens for other nodes, if it is part of a cluster; with the port that the system chose if it was asked
     /// for port 0.
     #[must_use]
-    pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.clone()
     }
 
     /// On which cores its shards run, and why there are so many. Prints as a table.
@@ -237,7 +236,7 @@ impl Engine {
         &mut self,
         seeds: Vec<Seed>,
         services: &Services,
-        listener: &mut Option<OwnedFd>,
+        listener: &mut Option<Listener>,
     ) -> Result<(), StartError> {
         let (report, reports) = mpsc::channel();
         for (seed, place) in seeds.into_iter().zip(self.placement.shards()) {

@@ -102,6 +102,7 @@ pub use catga_codec::__codec;
 pub use catga_codec::{
     Archived, ArchivedMessage, Event, Fault, Key, Message, MessageId, Request, event, message, request, rkyv,
 };
+pub use catga_discovery::Endpoint;
 #[cfg(not(catga_loom))]
 pub use {
     broadcast::{Broadcast, BroadcastError, ClientBroadcast, Handled, Line, Report},

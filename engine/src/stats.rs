@@ -156,6 +156,8 @@ counters! {
     poisoned,
     /// Times a service instance was made anew after a panic.
     rebuilt,
+    /// Connections that could not be taken: there was no descriptor or no memory, or they broke first.
+    accepts_failed,
 }
 
 /// The counters of an engine, one set for each shard.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use catga::prelude::*;
 use catga::{Failure, List, NotSent, Refusal, Unknown};
 use catga_codec::{CallId, Contract, Flags, Header, Kind};
-use common::eventually;
+use common::{address, eventually};
 use pollster::block_on;
 use wire::{Peer, listening};
 
@@ -131,7 +131,7 @@ fn a_broadcast_by_hand_reaches_all_listeners_of_the_node_and_is_answered_once() 
         .cluster(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"))
         .start()
         .unwrap();
-    let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
+    let mut peer = Peer::hello(address(&b), "catga", "x");
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     let event = |slot| Header { kind: Kind::Event, ..wire::request(slot) };
     let calm = Noted { text: "calm".to_owned() };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use catga::prelude::*;
 use catga::{Builder, Failure, List, NotSent, Refusal, Runtime, Unknown};
 use catga_codec::{CallId, Contract, Header, Kind};
-use common::eventually;
+use common::{address, eventually};
 use pollster::block_on;
 use wire::{Peer, listening};
 
@@ -117,7 +117,7 @@ fn requests_and_replies_of_any_size_pass() {
         [(1, 1, Runtime::Auto), (2, 2, Runtime::Epoll), (1, 2, Runtime::Auto)]
     {
         let b = store(shards_b, "127.0.0.1:0");
-        let a = caller(shards_a, runtime, b.endpoint().unwrap());
+        let a = caller(shards_a, runtime, address(&b));
         let client = a.client();
         for bytes in [0, 1, 5 * 1024, 100 * 1024, 900 * 1024] {
             let tally = block_on(client.send(&Relay { calls: 20, bytes }).within(LONG)).unwrap();
@@ -133,7 +133,7 @@ fn requests_and_replies_of_any_size_pass() {
 #[test]
 fn what_is_longer_than_a_frame_of_the_lane_is_refused_and_nothing_else_suffers() {
     let b = store(1, "127.0.0.1:0");
-    let a = caller(1, Runtime::Auto, b.endpoint().unwrap());
+    let a = caller(1, Runtime::Auto, address(&b));
     let client = a.client();
     for bytes in [2 << 20, 17 << 20] {
         let outcome = block_on(client.send(&Give { bytes }).within(LONG));
@@ -162,7 +162,7 @@ fn without_a_peer_nothing_is_sent_and_when_it_comes_calls_pass() {
 #[test]
 fn a_peer_that_stops_ends_what_it_was_asked_and_is_found_again() {
     let mut b = store(1, "127.0.0.1:0");
-    let endpoint = b.endpoint().unwrap();
+    let endpoint = address(&b);
     let a = caller(1, Runtime::Auto, endpoint);
     let client = a.client();
     for round in 0..3 {
@@ -196,7 +196,7 @@ fn a_peer_that_stops_ends_what_it_was_asked_and_is_found_again() {
 #[test]
 fn a_node_that_stops_refuses_what_comes_by_lane_and_lets_end_what_it_has() {
     let b = store(1, "127.0.0.1:0");
-    let a = caller(1, Runtime::Auto, b.endpoint().unwrap());
+    let a = caller(1, Runtime::Auto, address(&b));
     let client = a.client();
     eventually("calls pass", || block_on(client.send(&Give { bytes: 1 }).within(LONG)).is_ok());
     let handled = b.stats().sum(|shard| shard.handled);
@@ -227,7 +227,7 @@ fn another_layout_is_refused_by_name_and_the_rest_passes() {
         .cluster(list)
         .start()
         .unwrap();
-    let a = caller(1, Runtime::Auto, b.endpoint().unwrap());
+    let a = caller(1, Runtime::Auto, address(&b));
     let client = a.client();
     eventually("calls pass", || block_on(client.send(&Take { blob: vec![1, 2] }).within(LONG)).is_ok());
     let outcome = block_on(client.send(&Give { bytes: 1 }).within(LONG)).unwrap_err();
@@ -242,7 +242,7 @@ fn another_layout_is_refused_by_name_and_the_rest_passes() {
 #[test]
 fn garbage_on_the_port_is_turned_away_and_counted_while_others_go_on() {
     let b = store(1, "127.0.0.1:0");
-    let endpoint = b.endpoint().unwrap();
+    let endpoint = address(&b);
     let a = caller(1, Runtime::Auto, endpoint);
     let healthy = || assert!(block_on(a.client().send(&Give { bytes: 10 }).within(LONG)).is_ok());
     healthy();
@@ -287,7 +287,7 @@ fn garbage_on_the_port_is_turned_away_and_counted_while_others_go_on() {
 #[test]
 fn a_node_of_another_cluster_is_turned_away() {
     let b = store(1, "127.0.0.1:0");
-    let endpoint = b.endpoint().unwrap();
+    let endpoint = address(&b);
     const CLUSTER_MISMATCH: u16 = 11;
     assert_eq!(Peer::hello(endpoint, "another", "x").closed(), Some(CLUSTER_MISMATCH));
     let list = List::of([format!("b={endpoint}")]).node("a", "127.0.0.1:0").named("another");
@@ -299,7 +299,7 @@ fn a_node_of_another_cluster_is_turned_away() {
 #[test]
 fn a_peer_that_answers_what_nobody_asked_loses_its_lane() {
     let b = store(1, "127.0.0.1:0");
-    let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
+    let mut peer = Peer::hello(address(&b), "catga", "x");
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     peer.say(Header { call: CallId::new(3, 9), ..Header::new(Kind::Reply) }, &Blob { bytes: vec![] });
     assert!(peer.closed().is_some(), "it is told why");
@@ -309,7 +309,7 @@ fn a_peer_that_answers_what_nobody_asked_loses_its_lane() {
 #[test]
 fn requests_by_hand_are_answered_whatever_their_header_says_besides() {
     let b = store(2, "127.0.0.1:0");
-    let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
+    let mut peer = Peer::hello(address(&b), "catga", "x");
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     // The context word, the key and the shard are the sender's business, and mean nothing here.
     for (slot, context) in [(1, 0), (2, 1), (3, 12_345), (4, u64::MAX)] {
@@ -340,14 +340,14 @@ fn a_lane_to_a_shard_without_the_handler_reaches_the_shard_that_has_it() {
         .start()
         .unwrap();
     // By hand, with the context word of a process that numbers its types in another way.
-    let mut peer = Peer::hello(b.endpoint().unwrap(), "catga", "x");
+    let mut peer = Peer::hello(address(&b), "catga", "x");
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     for (slot, context) in [(1, 0), (2, 1), (3, 2), (4, 12_345)] {
         peer.say(Header { context, ..wire::request(slot) }, &Give { bytes: 5 });
         let (answer, _) = peer.news().unwrap();
         assert_eq!((answer.kind, answer.code), (Kind::Reply, 0), "context {context}");
     }
-    let a = caller(1, Runtime::Auto, b.endpoint().unwrap());
+    let a = caller(1, Runtime::Auto, address(&b));
     assert!(block_on(a.client().send(&Give { bytes: 3 }).within(LONG)).is_ok());
     let tally = block_on(a.client().send(&Relay { calls: 5_000, bytes: 700 }).within(LONG)).unwrap();
     assert_eq!(tally.replies.to_native(), 5_000);

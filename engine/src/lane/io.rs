@@ -9,13 +9,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use catga_codec::limits::HEADER_BYTES;
 use catga_codec::{CallId, Contract, EncodeError, Header, Kind, Message, MessageId, OwnedFrame};
-use catga_discovery::NodeId;
+use catga_discovery::{Endpoint, NodeId};
 
 use crate::call::table::LaneKey;
 use crate::error::NotSent;
@@ -120,7 +119,7 @@ impl Cadence {
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
-    pub(crate) endpoint: SocketAddr,
+    pub(crate) endpoint: Endpoint,
 }
 
 /// What a shard needs in order to have lanes.
@@ -408,22 +407,24 @@ impl Lanes {
             }
             let peer = dial.peer.clone();
             let wanted = self.shard % dial.shards.max(1);
-            let config = LaneConfig {
-                greeting: Greeting { shard: self.shard, wanted_shard: wanted, ..setup.greeting.clone() },
-                expected_peer: Some(peer.id.clone()),
-                send_bytes_max: SEND_BYTES_MAX,
-            };
-            match world.dial(peer.endpoint) {
-                Ok(stream) => {
-                    let lane = LaneIo::new(stream, Lane::dial(config, now), Some(index), now);
-                    let key = self.install(lane, world);
-                    self.dials[index].lane = key;
-                }
+            let greeting = Greeting { shard: self.shard, wanted_shard: wanted, ..setup.greeting.clone() };
+            let dialled = world.nonce().and_then(|nonce| Ok((nonce, world.dial(&peer.endpoint)?)));
+            let (nonce, stream) = match dialled {
+                Ok(dialled) => dialled,
                 Err(error) => {
                     tracing::debug!(peer = %peer.id, endpoint = %peer.endpoint, %error, "could not dial");
                     self.redial(index, now);
+                    continue;
                 }
-            }
+            };
+            let config = LaneConfig {
+                greeting: Greeting { nonce, ..greeting },
+                expected_peer: Some(peer.id.clone()),
+                send_bytes_max: SEND_BYTES_MAX,
+            };
+            let lane = LaneIo::new(stream, Lane::dial(config, now), Some(index), now);
+            let key = self.install(lane, world);
+            self.dials[index].lane = key;
         }
     }
 

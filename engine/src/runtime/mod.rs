@@ -7,6 +7,8 @@
 
 use std::io;
 
+use catga_discovery::Endpoint;
+
 use crate::time::Time;
 
 pub(crate) mod drive;
@@ -40,18 +42,32 @@ pub(crate) trait Stream: Send {
     fn finish(&mut self);
     /// The socket behind it, if there is one.
     fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
-    /// Who is at the other end, for logs.
+    /// Who is at the other end, for logs: an address, or `unix:` and the path of the socket that was dialled.
     fn peer(&self) -> String;
+}
+
+/// What came of taking a connection that was made to this shard's listener.
+pub(crate) enum Accepted {
+    /// There was one.
+    Stream(Box<dyn Stream>),
+    /// There was one, and it was closed at once: there is no descriptor for it.
+    TurnedAway,
+    /// There was one, and it could not be taken. The cause is in the log.
+    Failed,
+    /// There is none, or none can be taken just now: the world reports the listener when there is something to take.
+    Nobody,
 }
 
 /// What a shard asks of the world.
 pub(crate) trait World {
     /// The time.
     fn now(&mut self) -> Time;
-    /// Begins to connect.
-    fn dial(&mut self, endpoint: std::net::SocketAddr) -> io::Result<Box<dyn Stream>>;
-    /// A connection that was made to this shard's listener, if it has one and there is one.
-    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>>;
+    /// Bytes that nobody can foretell, and that do not come again. An error if there are none just now.
+    fn nonce(&mut self) -> io::Result<[u8; 16]>;
+    /// Begins to connect. An error if it has failed at once; whoever dialled may try again.
+    fn dial(&mut self, endpoint: &Endpoint) -> io::Result<Box<dyn Stream>>;
+    /// Takes a connection that was made to this shard's listener, if it has one. Asked again and again it comes to an end.
+    fn accept(&mut self) -> Accepted;
     /// From now on, report when the stream can be read, and if `write` when it can be written.
     fn watch(&mut self, stream: &dyn Stream, token: Token, write: bool) -> io::Result<()>;
     /// Stop reporting.

@@ -30,7 +30,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use catga_codec::hash::combine;
-use catga_discovery::Incarnation;
+use catga_discovery::{Endpoint, Incarnation};
 
 use self::network::Network;
 use self::rng::Rng;
@@ -53,7 +53,7 @@ pub(crate) const HOLD_UP_MAX: Duration = Duration::from_millis(2);
 /// A node that is not running just now can be started again from this.
 struct Description {
     id: String,
-    endpoint: SocketAddr,
+    endpoint: Endpoint,
     peers: Vec<String>,
     shards: usize,
     describe: Box<dyn Fn(Builder) -> Builder>,
@@ -72,7 +72,7 @@ struct SimulatedShard {
     shard: Shard,
     core: Rc<Core>,
     world: usize,
-    listens: Option<SocketAddr>,
+    listens: Option<Endpoint>,
     rest: Rest,
     /// Since when it could run and did not.
     due: Option<Time>,
@@ -148,7 +148,7 @@ impl Simulation {
     ) -> usize {
         let description = Description {
             id: id.into(),
-            endpoint: SocketAddr::from(([10, 0, 0, 1], port)),
+            endpoint: SocketAddr::from(([10, 0, 0, 1], port)).into(),
             peers: peers.iter().map(|&peer| peer.into()).collect(),
             shards,
             describe: Box::new(describe),
@@ -173,12 +173,12 @@ impl Simulation {
         shared.clock = Clock::Virtual(self.clock.clone());
         let list =
             List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
-        network.borrow().listen(description.endpoint);
+        network.borrow().listen(description.endpoint.clone());
         let shards = plan.seeds.into_iter().map(|mut seed| {
             let mut lanes = list.setup(seed.routes.contracts(), description.shards as u16).unwrap();
             lanes.greeting.incarnation = Incarnation(*starts);
             seed.lanes = Some(lanes);
-            let listens = (seed.id.0 == 0).then_some(description.endpoint);
+            let listens = (seed.id.0 == 0).then(|| description.endpoint.clone());
             let world = network.borrow().new_world();
             let (id, bind, services) = (seed.id, seed.bind.clone(), plan.services.clone());
             let mut shared = None;
@@ -186,7 +186,7 @@ impl Simulation {
                 shared = Some(core.clone());
                 services(id, &bind)
             };
-            let own = SimulatedWorld { network: network.clone(), id: world, listens };
+            let own = SimulatedWorld { network: network.clone(), id: world, listens: listens.clone() };
             let shard = Shard::new(seed, handlers, Box::new(own));
             let core = shared.expect("a shard has a core");
             SimulatedShard { shard, core, world, listens, rest: Rest::Held(now), due: None }
@@ -211,7 +211,7 @@ impl Simulation {
                 network.silence(link, 1);
             }
         }
-        self.network.borrow().unlisten(self.nodes[node].description.endpoint);
+        self.network.borrow().unlisten(&self.nodes[node].description.endpoint);
         for SimulatedShard { shard, core, .. } in running.shards {
             drop(shard);
             // What the process's end would do: running handlers hold the core, which holds them.
@@ -310,7 +310,7 @@ impl Simulation {
                     Rest::Held(until) => until <= now,
                     Rest::Asleep(until) => {
                         self.tokens.clear();
-                        network.ready(shard.world, shard.listens, &mut self.tokens);
+                        network.ready(shard.world, shard.listens.as_ref(), &mut self.tokens);
                         let woken = shard.shard.doorbell().signal().drain();
                         if woken {
                             shard.rest = Rest::Asleep(now);
@@ -333,7 +333,7 @@ impl Simulation {
             self.nodes.iter().filter_map(|node| node.running.as_ref()).flat_map(|running| &running.shards);
         let events = shards.filter(|shard| !shard.shard.is_stopped()).flat_map(|shard| match shard.rest {
             Rest::Held(until) => [Some(until), None],
-            Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens)],
+            Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens.as_ref())],
         });
         let deadlines = self.nodes.iter().filter_map(|node| node.running.as_ref());
         let deadlines = deadlines.map(|running| running.client.calls().earliest());

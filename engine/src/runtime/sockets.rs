@@ -1,20 +1,31 @@
-//! The world of real sockets: nonblocking TCP, one epoll descriptor for each shard.
+//! The world of real sockets: nonblocking streams over TCP or in the file system, one epoll descriptor for each shard.
 //!
 //! Both real runtimes use it. The doorbell's eventfd, the listener and the lanes are all registered in the one epoll
-//! descriptor, so that whoever waits need only wait for that.
+//! descriptor, so that whoever waits need only wait for that. [`listener`] opens the endpoint of a node, and [`acceptor`]
+//! takes what connects to it.
+//!
+//! To dial never waits. A TCP connection comes to be later; one in the file system is there at once or not at all: nobody
+//! listens, or more wait there than may. Both are errors, after which the dial is tried again.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use catga_discovery::Endpoint;
 use rustix::event::epoll;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use self::acceptor::Acceptor;
+pub(crate) use self::listener::{Listener, listen, local_endpoint};
 
 use crate::call::table::LaneKey;
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::runtime::{Stream, Token, World};
+use crate::runtime::{Accepted, Stream, Token, World};
 use crate::time::Time;
+
+mod acceptor;
+mod listener;
 
 /// Readiness reports taken at a time.
 const EVENTS: usize = 64;
@@ -23,43 +34,28 @@ pub(crate) const BACKLOG: i32 = 1024;
 
 const DOORBELL: u64 = u64::MAX;
 const LISTENER: u64 = u64::MAX - 1;
+/// The listener was not watched for a while: that is over.
+const REST_OVER: u64 = u64::MAX - 2;
 
 /// Real time, real sockets.
 pub(crate) struct Sockets {
     epoll: Arc<OwnedFd>,
-    listener: Option<OwnedFd>,
+    acceptor: Option<Acceptor>,
 }
 
-/// Listens on an endpoint. Done before the shards start, so that a port in use is a start error.
-pub(crate) fn listen(endpoint: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = socket(endpoint)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &endpoint)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
-}
-
-/// Where a listener really listens: the port that the system chose if it was asked for any.
-pub(crate) fn local_endpoint(listener: &OwnedFd) -> io::Result<SocketAddr> {
-    SocketAddr::try_from(rustix::net::getsockname(listener)?).map_err(|_| io::ErrorKind::Unsupported.into())
-}
-
-fn socket(endpoint: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if endpoint.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+fn socket(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+    rustix::net::socket_with(family, SocketType::STREAM, flags, None)
 }
 
 impl Sockets {
     /// Registers the doorbell, and the listener if the shard has it.
-    pub(crate) fn new(doorbell: &Doorbell<EventFd>, listener: Option<OwnedFd>) -> io::Result<Self> {
+    pub(crate) fn new(doorbell: &Doorbell<EventFd>, listener: Option<Listener>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let data = |number| epoll::EventData::new_u64(number);
-        epoll::add(&epoll, doorbell.signal(), data(DOORBELL), epoll::EventFlags::IN)?;
-        if let Some(listener) = &listener {
-            epoll::add(&epoll, listener, data(LISTENER), epoll::EventFlags::IN)?;
-        }
-        Ok(Self { epoll: Arc::new(epoll), listener })
+        let data = epoll::EventData::new_u64(DOORBELL);
+        epoll::add(&epoll, doorbell.signal(), data, epoll::EventFlags::IN)?;
+        let acceptor = listener.map(|listener| Acceptor::new(listener, &epoll)).transpose()?;
+        Ok(Self { epoll: Arc::new(epoll), acceptor })
     }
 
     /// What to wait on.
@@ -73,28 +69,41 @@ impl World for Sockets {
         Time::read()
     }
 
-    fn dial(&mut self, endpoint: SocketAddr) -> io::Result<Box<dyn Stream>> {
-        let socket = socket(endpoint)?;
-        match rustix::net::connect(&socket, &endpoint) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(Box::new(Tcp { socket, peer: endpoint })),
+    fn nonce(&mut self) -> io::Result<[u8; 16]> {
+        let mut nonce = [0; 16];
+        // So few bytes come whole. Just after the machine's start there may be none: no shard waits for that.
+        match getrandom(&mut nonce, GetRandomFlags::NONBLOCK)? {
+            16 => Ok(nonce),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn dial(&mut self, endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> {
+        let (socket, connect) = match endpoint {
+            Endpoint::Tcp(address) => {
+                let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+                let socket = socket(family)?;
+                let connect = rustix::net::connect(&socket, address);
+                (socket, connect)
+            }
+            Endpoint::Unix(path) => {
+                let socket = socket(AddressFamily::UNIX)?;
+                let connect = rustix::net::connect(&socket, &SocketAddrUnix::new(path)?);
+                (socket, connect)
+            }
+        };
+        match connect {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {
+                Ok(Box::new(Connection { socket, peer: endpoint.clone() }))
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
-        let Some(listener) = &self.listener else { return Ok(None) };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        match rustix::net::acceptfrom_with(listener, flags) {
-            Ok((socket, peer)) => {
-                let _ = sockopt::set_tcp_nodelay(&socket, true);
-                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-                Ok(Some(Box::new(Tcp { socket, peer: peer.unwrap_or(unknown) })))
-            }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
+    fn accept(&mut self) -> Accepted {
+        match &mut self.acceptor {
+            Some(acceptor) => acceptor.accept(&self.epoll),
+            None => Accepted::Nobody,
         }
     }
 
@@ -123,7 +132,12 @@ impl World for Sockets {
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         match epoll::wait(&self.epoll, &mut events[..], Some(&none)) {
             Ok((events, _)) => {
-                tokens.extend(events.iter().map(|event| token(event.data.u64())));
+                for event in events.iter() {
+                    match (event.data.u64(), &mut self.acceptor) {
+                        (REST_OVER, Some(acceptor)) => acceptor.rest_over(&self.epoll),
+                        (number, _) => tokens.push(token(number)),
+                    }
+                }
                 Ok(())
             }
             Err(rustix::io::Errno::INTR) => Ok(()),
@@ -148,13 +162,24 @@ fn token(number: u64) -> Token {
     }
 }
 
-/// A TCP connection.
-struct Tcp {
+/// A connection, over TCP or in the file system.
+struct Connection {
     socket: OwnedFd,
-    peer: SocketAddr,
+    /// In the file system: where the one side listens, for both.
+    peer: Endpoint,
 }
 
-impl Stream for Tcp {
+impl Connection {
+    /// What is written leaves at once: lanes gather for themselves. In the file system it always does.
+    fn send_at_once(&self) -> rustix::io::Result<()> {
+        match self.peer {
+            Endpoint::Tcp(_) => sockopt::set_tcp_nodelay(&self.socket, true),
+            Endpoint::Unix(_) => Ok(()),
+        }
+    }
+}
+
+impl Stream for Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(&self.socket, into, rustix::net::RecvFlags::empty())?.0)
     }
@@ -169,7 +194,7 @@ impl Stream for Tcp {
         if rustix::net::getpeername(&self.socket).is_err() {
             return Ok(false);
         }
-        sockopt::set_tcp_nodelay(&self.socket, true)?;
+        self.send_at_once()?;
         Ok(true)
     }
 
@@ -186,3 +211,6 @@ impl Stream for Tcp {
         self.peer.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;

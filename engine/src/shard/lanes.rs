@@ -9,6 +9,7 @@ use crate::error::{NotSent, Refusal, Unknown};
 use crate::lane::io::Ended;
 use crate::lane::outcome::{Fate, Step};
 use crate::pool;
+use crate::runtime::Accepted;
 use crate::service::Incoming;
 use crate::shard::Shard;
 use crate::shard::core::answer::ending_of;
@@ -120,18 +121,17 @@ impl Shard {
         const BATCH: usize = 64;
         for _ in 0..BATCH {
             match self.world.accept() {
-                Ok(Some(stream)) => {
+                Accepted::Stream(stream) => {
                     if !self.core.lanes.borrow_mut().accept(stream, &mut *self.world, now) {
                         self.core.counters.lanes_refused.add(1);
                     }
                 }
-                Ok(None) => return,
-                Err(error) => {
-                    // Out of descriptors, most likely: they come back when lanes end.
-                    tracing::warn!(%error, "could not take a connection");
+                Accepted::TurnedAway => {
+                    self.core.counters.accepts_failed.add(1);
                     self.core.counters.lanes_refused.add(1);
-                    return;
                 }
+                Accepted::Failed => self.core.counters.accepts_failed.add(1),
+                Accepted::Nobody => return,
             }
         }
     }

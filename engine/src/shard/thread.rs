@@ -4,7 +4,6 @@
 //! itself a report: else a start could wait for ever.
 
 use std::any::Any;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 
@@ -12,7 +11,7 @@ use crate::builder::StartError;
 use crate::context::ShardId;
 use crate::engine::RuntimeKind;
 use crate::runtime::drive::{Idle, drive};
-use crate::runtime::sockets::Sockets;
+use crate::runtime::sockets::{Listener, Sockets};
 use crate::service::BindContext;
 use crate::shard::core::Handlers;
 use crate::shard::{Seed, Shard};
@@ -56,7 +55,7 @@ pub(crate) struct ShardThread {
     pub(crate) name: String,
     pub(crate) seed: Seed,
     pub(crate) services: Services,
-    pub(crate) listener: Option<OwnedFd>,
+    pub(crate) listener: Option<Listener>,
     pub(crate) cpu: usize,
     pub(crate) idle: Idle,
     pub(crate) runtime: RuntimeKind,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each suite uses its part")]
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
@@ -15,6 +16,11 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Where a node listens for TCP connections.
+pub(crate) fn address(node: &Engine) -> SocketAddr {
+    node.endpoint().unwrap().address().unwrap()
 }
 
 /// Whether the handler of this call panicked.

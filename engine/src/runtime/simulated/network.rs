@@ -13,10 +13,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use catga_codec::hash::combine;
+use catga_discovery::Endpoint;
 
 use super::rng::Rng;
 use crate::runtime::Token;
@@ -105,7 +105,7 @@ pub(crate) struct Network {
     rng: Rng,
     links: Vec<Link>,
     /// Connections that wait to be accepted, by endpoint.
-    listening: BTreeMap<SocketAddr, VecDeque<(Time, End)>>,
+    listening: BTreeMap<Endpoint, VecDeque<(Time, End)>>,
     /// By world: what it has asked to be told about.
     watches: Vec<BTreeMap<End, (Token, bool)>>,
 }
@@ -131,6 +131,10 @@ impl Network {
         self.rng.time(self.weather.delay_min, self.weather.delay_max)
     }
 
+    pub(crate) fn nonce(&mut self) -> [u8; 16] {
+        (u128::from(self.rng.next()) << 64 | u128::from(self.rng.next())).to_le_bytes()
+    }
+
     // ---- worlds
 
     pub(crate) fn new_world(&mut self) -> usize {
@@ -138,13 +142,13 @@ impl Network {
         self.watches.len() - 1
     }
 
-    pub(crate) fn listen(&mut self, endpoint: SocketAddr) {
+    pub(crate) fn listen(&mut self, endpoint: Endpoint) {
         self.listening.insert(endpoint, VecDeque::new());
     }
 
     /// Nobody listens there any more; who had connected and was not accepted is reset.
-    pub(crate) fn unlisten(&mut self, endpoint: SocketAddr) {
-        for (_, end) in self.listening.remove(&endpoint).unwrap_or_default() {
+    pub(crate) fn unlisten(&mut self, endpoint: &Endpoint) {
+        for (_, end) in self.listening.remove(endpoint).unwrap_or_default() {
             self.cut(end.link);
         }
     }
@@ -158,7 +162,7 @@ impl Network {
     }
 
     /// What is ready for a world: level-triggered, in a fixed order.
-    pub(crate) fn ready(&self, world: usize, listens: Option<SocketAddr>, tokens: &mut Vec<Token>) {
+    pub(crate) fn ready(&self, world: usize, listens: Option<&Endpoint>, tokens: &mut Vec<Token>) {
         if listens.is_some_and(|endpoint| self.can_accept(endpoint)) {
             tokens.push(Token::Listener);
         }
@@ -169,8 +173,8 @@ impl Network {
     }
 
     /// When something next becomes ready for a world, if nothing is by now.
-    pub(crate) fn next_event(&self, world: usize, listens: Option<SocketAddr>) -> Option<Time> {
-        let backlog = listens.and_then(|endpoint| self.listening.get(&endpoint)?.front().map(|(at, _)| *at));
+    pub(crate) fn next_event(&self, world: usize, listens: Option<&Endpoint>) -> Option<Time> {
+        let backlog = listens.and_then(|endpoint| self.listening.get(endpoint)?.front().map(|(at, _)| *at));
         let ends = self.watches[world].iter().flat_map(|(end, (_, write))| {
             let link = &self.links[end.link];
             let way = &link.ways[end.side];
@@ -201,13 +205,13 @@ impl Network {
 
     // ---- connecting
 
-    pub(crate) fn dial(&mut self, endpoint: SocketAddr) -> End {
+    pub(crate) fn dial(&mut self, endpoint: &Endpoint) -> End {
         let end = End { link: self.links.len(), side: 0 };
         let at = self.now + self.delay();
         let grain = self.weather.grain;
         let connect = if self.rng.chance(self.weather.ignores) {
             Connect::Never
-        } else if !self.listening.contains_key(&endpoint) || self.rng.chance(self.weather.refuses) {
+        } else if !self.listening.contains_key(endpoint) || self.rng.chance(self.weather.refuses) {
             Connect::RefusedAt(at)
         } else {
             Connect::At(at)
@@ -220,7 +224,7 @@ impl Network {
             grain,
         });
         if matches!(connect, Connect::At(_))
-            && let Some(backlog) = self.listening.get_mut(&endpoint)
+            && let Some(backlog) = self.listening.get_mut(endpoint)
         {
             backlog.push_back((at, end.other()));
         }
@@ -240,15 +244,15 @@ impl Network {
         }
     }
 
-    fn can_accept(&self, endpoint: SocketAddr) -> bool {
-        self.listening.get(&endpoint).and_then(VecDeque::front).is_some_and(|(at, _)| *at <= self.now)
+    fn can_accept(&self, endpoint: &Endpoint) -> bool {
+        self.listening.get(endpoint).and_then(VecDeque::front).is_some_and(|(at, _)| *at <= self.now)
     }
 
-    pub(crate) fn accept(&mut self, endpoint: SocketAddr) -> Option<End> {
+    pub(crate) fn accept(&mut self, endpoint: &Endpoint) -> Option<End> {
         if !self.can_accept(endpoint) {
             return None;
         }
-        let (_, end) = self.listening.get_mut(&endpoint)?.pop_front()?;
+        let (_, end) = self.listening.get_mut(endpoint)?.pop_front()?;
         self.note(2, end.link as u64);
         Some(end)
     }

@@ -1,12 +1,13 @@
 //! The simulated world of one shard, and its streams: thin handles on the one [`Network`].
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use catga_discovery::Endpoint;
+
 use super::network::{End, Network};
-use crate::runtime::{Stream, Token, World};
+use crate::runtime::{Accepted, Stream, Token, World};
 use crate::time::Time;
 
 /// The network, as all worlds and streams hold it. One thread uses it; the lock is there because streams are `Send`.
@@ -29,7 +30,7 @@ pub(crate) struct SimulatedWorld {
     /// Its number in the network.
     pub(crate) id: usize,
     /// The first shard of a node listens.
-    pub(crate) listens: Option<SocketAddr>,
+    pub(crate) listens: Option<Endpoint>,
 }
 
 impl World for SimulatedWorld {
@@ -37,17 +38,21 @@ impl World for SimulatedWorld {
         self.network.borrow().now
     }
 
-    fn dial(&mut self, endpoint: SocketAddr) -> io::Result<Box<dyn Stream>> {
+    fn nonce(&mut self) -> io::Result<[u8; 16]> {
+        Ok(self.network.borrow().nonce())
+    }
+
+    fn dial(&mut self, endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> {
         let end = self.network.borrow().dial(endpoint);
         Ok(Box::new(SimulatedStream { network: self.network.clone(), end }))
     }
 
-    fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
-        let Some(endpoint) = self.listens else { return Ok(None) };
-        let end = self.network.borrow().accept(endpoint);
-        Ok(end.map(|end| -> Box<dyn Stream> {
-            Box::new(SimulatedStream { network: self.network.clone(), end })
-        }))
+    fn accept(&mut self) -> Accepted {
+        let end = self.listens.as_ref().and_then(|endpoint| self.network.borrow().accept(endpoint));
+        match end {
+            Some(end) => Accepted::Stream(Box::new(SimulatedStream { network: self.network.clone(), end })),
+            None => Accepted::Nobody,
+        }
     }
 
     fn watch(&mut self, stream: &dyn Stream, token: Token, write: bool) -> io::Result<()> {
@@ -61,7 +66,7 @@ impl World for SimulatedWorld {
 
     fn ready(&mut self, tokens: &mut Vec<Token>) -> io::Result<()> {
         tokens.push(Token::Doorbell);
-        self.network.borrow().ready(self.id, self.listens, tokens);
+        self.network.borrow().ready(self.id, self.listens.as_ref(), tokens);
         Ok(())
     }
 }
