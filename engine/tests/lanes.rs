@@ -5,13 +5,15 @@
 mod common;
 mod wire;
 
-use std::net::SocketAddr;
+use std::fmt::Display;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Builder, Failure, List, NotSent, Refusal, Runtime, Unknown};
 use catga_codec::{CallId, Contract, Header, Kind};
-use common::{address, eventually};
+use common::{Directory, address, eventually};
 use pollster::block_on;
 use wire::{Peer, listening};
 
@@ -101,7 +103,7 @@ fn store(shards: usize, endpoint: &str) -> Engine {
     services(Engine::builder()).shards(shards).cluster(list).start().unwrap()
 }
 
-fn caller(shards: usize, runtime: Runtime, store: SocketAddr) -> Engine {
+fn caller(shards: usize, runtime: Runtime, store: impl Display) -> Engine {
     Engine::builder()
         .shards(shards)
         .runtime(runtime)
@@ -128,6 +130,34 @@ fn requests_and_replies_of_any_size_pass() {
         let many = block_on(client.send(&Relay { calls: 20_000, bytes: 40 }).within(LONG)).unwrap();
         assert_eq!((many.replies.to_native(), many.errors.to_native()), (20_000, 0));
     }
+}
+
+#[test]
+fn nodes_of_one_machine_meet_at_a_socket_in_the_file_system() {
+    let directory = Directory::new("lanes");
+    let path = directory.join("b.sock");
+    let endpoint = format!("unix:{}", path.display());
+    let node = || List::of(Vec::<String>::new()).node("b", &*endpoint);
+    // A file that a process left behind.
+    drop(UnixListener::bind(&path).unwrap());
+    let b = store(2, &endpoint);
+    assert_eq!(b.endpoint().unwrap().to_string(), endpoint);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let a = caller(2, Runtime::Auto, &endpoint);
+    let client = a.client();
+    for bytes in [0, 5 * 1024, 900 * 1024] {
+        let tally = block_on(client.send(&Relay { calls: 20, bytes }).within(LONG)).unwrap();
+        assert_eq!((tally.replies.to_native(), tally.errors.to_native()), (20, 0), "{bytes} bytes");
+    }
+    let many = block_on(client.send(&Relay { calls: 20_000, bytes: 40 }).within(LONG)).unwrap();
+    assert_eq!((many.replies.to_native(), many.errors.to_native()), (20_000, 0));
+    let refused = Engine::builder().shards(1).cluster(node()).start().unwrap_err();
+    assert!(refused.to_string().contains("another process listens here"), "{refused}");
+    assert!(block_on(client.send(&Give { bytes: 1 }).within(LONG)).is_ok(), "the other start took nothing");
+    b.stop(LONG);
+    assert!(!path.exists());
+    let _again = store(1, &endpoint);
+    eventually("calls pass", || block_on(client.send(&Give { bytes: 1 }).within(LONG)).is_ok());
 }
 
 #[test]

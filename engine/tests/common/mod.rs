@@ -1,8 +1,11 @@
 //! What several suites need in order to wait for something, and to tell what came of a panic.
 
 #![allow(dead_code, reason = "each suite uses its part")]
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
@@ -21,6 +24,29 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// Where a node listens for TCP connections.
 pub(crate) fn address(node: &Engine) -> SocketAddr {
     node.endpoint().unwrap().address().unwrap()
+}
+
+/// A directory of its own for a test, removed with it.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("catga-{name}-{}-{count}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Whether the handler of this call panicked.

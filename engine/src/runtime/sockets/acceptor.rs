@@ -17,7 +17,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use catga_discovery::Endpoint;
@@ -52,9 +52,9 @@ impl Acceptor {
     pub(super) fn new(listener: Listener, epoll: &OwnedFd) -> io::Result<Self> {
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        let data = epoll::EventData::new_u64;
-        epoll::add(epoll, &listener, data(LISTENER), epoll::EventFlags::IN)?;
-        epoll::add(epoll, &timer, data(REST_OVER), epoll::EventFlags::IN)?;
+        let rings = epoll::EventData::new_u64(REST_OVER);
+        epoll::add(epoll, &timer, rings, epoll::EventFlags::IN)?;
+        watch(&listener, epoll)?;
         let spare = Some(open_spare()?);
         Ok(Self { listener, spare, timer, resting: false, log: Log { next: Time::ZERO, untold: 0 } })
     }
@@ -132,7 +132,8 @@ impl Acceptor {
         if self.resting {
             return;
         }
-        match self.set_timer().and_then(|()| self.watch(epoll, epoll::EventFlags::empty())) {
+        // Watched for nothing it would still report that it is broken, if it is.
+        match self.set_timer().and_then(|()| epoll::delete(epoll, &self.listener)) {
             Ok(()) => self.resting = true,
             Err(error) => tracing::error!(%error, "a listener that cannot take connections stays watched"),
         }
@@ -153,14 +154,10 @@ impl Acceptor {
         if self.spare.is_none() {
             self.spare = Some(open_spare()?);
         }
-        self.watch(epoll, epoll::EventFlags::IN)?;
+        watch(&self.listener, epoll)?;
         self.resting = false;
         // Set to never, the timer also forgets that it has rung.
         self.ring_after(Timespec { tv_sec: 0, tv_nsec: 0 })
-    }
-
-    fn watch(&self, epoll: &OwnedFd, flags: epoll::EventFlags) -> rustix::io::Result<()> {
-        epoll::modify(epoll, self.listener.as_fd(), epoll::EventData::new_u64(LISTENER), flags)
     }
 
     fn set_timer(&self) -> rustix::io::Result<()> {
@@ -171,6 +168,10 @@ impl Acceptor {
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).map(drop)
     }
+}
+
+fn watch(listener: &Listener, epoll: &OwnedFd) -> rustix::io::Result<()> {
+    epoll::add(epoll, listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)
 }
 
 fn open_spare() -> rustix::io::Result<OwnedFd> {
