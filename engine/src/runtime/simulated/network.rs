@@ -49,6 +49,8 @@ pub(crate) struct Weather {
     pub(crate) refuses: u64,
     /// So many dials in a thousand are never answered.
     pub(crate) ignores: u64,
+    /// So many connections in a thousand are closed as soon as they are taken: there is no descriptor for them.
+    pub(crate) turns_away: u64,
 }
 
 impl Weather {
@@ -61,6 +63,7 @@ impl Weather {
             grain: usize::MAX,
             refuses: 0,
             ignores: 0,
+            turns_away: 0,
         }
     }
 }
@@ -255,6 +258,11 @@ impl Network {
         let (_, end) = self.listening.get_mut(endpoint)?.pop_front()?;
         self.note(2, end.link as u64);
         Some(end)
+    }
+
+    /// Whether who has just accepted has no descriptor for it.
+    pub(crate) fn turns_away(&mut self) -> bool {
+        self.rng.chance(self.weather.turns_away)
     }
 
     // ---- moving bytes

@@ -75,6 +75,7 @@ impl Pair {
             grain: if self.rng.chance(300) { self.rng.between(1, 400) as usize } else { usize::MAX },
             refuses: if self.rng.chance(300) { 500 } else { 0 },
             ignores: if self.rng.chance(200) { 300 } else { 0 },
+            turns_away: if self.rng.chance(200) { 400 } else { 0 },
         }
     }
 
@@ -291,6 +292,24 @@ fn a_lost_lane_ends_what_it_carried_and_lets_go_of_what_waited() {
         assert!(simulation.run(ms(1_000), |simulation| simulation.waiting_outside() == 0), "they wait on");
         let ends = ends.take();
         assert_eq!(ends, Some((0, 199, 1, 0)), "replies, not sent, unknown, others");
+    });
+}
+
+/// A node without descriptors closes who comes; it is dialled again until it has some.
+#[test]
+fn who_is_turned_away_dials_again() {
+    for_seeds(4, |seed| {
+        let mut pair = Pair::new(seed);
+        pair.simulation.network.borrow().weather.turns_away = 1000;
+        pair.simulation.run(ms(5_000), |_| false);
+        for core in [A, B].into_iter().flat_map(|node| pair.simulation.cores(node)) {
+            let stats = core.counters.read();
+            // The first shard listens.
+            assert_eq!((stats.accepts_failed > 2, stats.lanes_opened), (core.shard.0 == 0, 0), "{stats:?}");
+            assert!(stats.lanes_refused >= stats.accepts_failed);
+        }
+        pair.simulation.network.borrow().weather = Weather::fair();
+        pair.works_again();
     });
 }
 

@@ -48,11 +48,15 @@ impl World for SimulatedWorld {
     }
 
     fn accept(&mut self) -> Accepted {
-        let end = self.listens.as_ref().and_then(|endpoint| self.network.borrow().accept(endpoint));
-        match end {
-            Some(end) => Accepted::Stream(Box::new(SimulatedStream { network: self.network.clone(), end })),
-            None => Accepted::Nobody,
+        let mut network = self.network.borrow();
+        let Some(end) = self.listens.as_ref().and_then(|endpoint| network.accept(endpoint)) else {
+            return Accepted::Nobody;
+        };
+        if network.turns_away() {
+            network.close(end);
+            return Accepted::TurnedAway;
         }
+        Accepted::Stream(Box::new(SimulatedStream { network: self.network.clone(), end }))
     }
 
     fn watch(&mut self, stream: &dyn Stream, token: Token, write: bool) -> io::Result<()> {
