@@ -122,6 +122,11 @@ mod tests {
         for text in ["10.0.0.1:5001", "[::1]:5001", "unix:/run/a.sock", "unix:/run/with space/a:1.sock"] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), text);
+            assert_eq!(
+                endpoint.address(),
+                text.parse().ok(),
+                "who listens in the file system has no address"
+            );
         }
     }
 
