@@ -13,6 +13,8 @@
 //! Returns are orders too: a negative quantity is money back and is booked as a negative amount. An order whose sum is
 //! negative is counted as a return.
 
+#[path = "order_desk/desk.rs"]
+mod desk;
 #[path = "order_desk/orders.rs"]
 pub(crate) mod orders;
 
@@ -26,92 +28,14 @@ use catga::prelude::*;
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use desk::{AskLedger, BooksMessage, Ledger, OrderPlaced, OrderRejected, PlaceOrder};
 use orders::{Books, Order};
-
-// ---- the messages -------------------------------------------------------------------------------------------------
-
-#[request(reply = Placed, error = OrderRejected, key = customer)]
-struct PlaceOrder {
-    customer: u64,
-    invoice: String,
-    lines: Vec<Line>,
-}
-
-#[message]
-struct Line {
-    stock_code: String,
-    description: String,
-    quantity: i32,
-    /// Of the whole line, negative for a return.
-    cents: i64,
-}
-
-#[message]
-struct Placed {
-    cents: i64,
-}
-
-#[message]
-#[derive(Debug)]
-enum OrderRejected {
-    /// The ledger has this customer's invoice already. To whoever sends an order again, this is good news.
-    AlreadyPlaced,
-}
-
-#[event]
-struct OrderPlaced {
-    customer: u64,
-    cents: i64,
-}
-
-/// Asks the ledger that owns `key` for its totals.
-#[request(reply = LedgerTotals, key = key)]
-struct AskLedger {
-    key: u64,
-}
-
-#[message]
-struct LedgerTotals {
-    shard: u16,
-    books: BooksMessage,
-}
 
 /// Asks the board what it has heard.
 #[request(reply = BooksMessage)]
 struct AskBoard;
 
-#[message]
-struct BooksMessage {
-    orders: u64,
-    returns: u64,
-    cents: i64,
-}
-
 // ---- the services -------------------------------------------------------------------------------------------------
-
-/// The orders of the customers that this shard owns.
-#[derive(Default)]
-struct Ledger {
-    books: Books,
-    placed: HashSet<(u64, String)>,
-}
-
-impl Ledger {
-    fn place(&mut self, order: &Archived<PlaceOrder>, ctx: &Context) -> Result<Placed, OrderRejected> {
-        let customer = order.customer.to_native();
-        if !self.placed.insert((customer, order.invoice.to_string())) {
-            return Err(OrderRejected::AlreadyPlaced);
-        }
-        let cents = order.lines.iter().map(|line| line.cents.to_native()).sum();
-        self.books.add(cents);
-        ctx.publish(&OrderPlaced { customer, cents }); // leaves when this handler has returned
-        Ok(Placed { cents })
-    }
-
-    fn totals(&mut self, _: &Archived<AskLedger>, ctx: &Context) -> Result<LedgerTotals, Fault> {
-        Ok(LedgerTotals { shard: ctx.shard().0, books: self.books.into() })
-    }
-}
 
 /// What has been published.
 #[derive(Default)]
@@ -131,7 +55,7 @@ impl Board {
 
 fn start(shards: Option<usize>) -> Result<Engine, StartError> {
     let builder = Engine::builder()
-        .service(|_shard| Ledger::default(), |routes| routes.request(Ledger::place).request(Ledger::totals))
+        .service(|_shard| Ledger::of("desk"), |routes| routes.request(Ledger::place).request(Ledger::totals))
         .service_on(
             [0],
             |_shard| Board::default(),
@@ -195,14 +119,7 @@ pub(crate) fn run(csv: &[u8], shards: Option<usize>) -> Result<Day, Box<dyn std:
 
 /// Places one order. If it could not be placed: its invoice, and why.
 async fn place(client: &Client, order: Order) -> Option<(String, String)> {
-    let line = |line: orders::Line| Line {
-        stock_code: line.stock_code,
-        description: line.description,
-        quantity: line.quantity,
-        cents: line.cents,
-    };
-    let lines = order.lines.into_iter().map(line).collect();
-    let request = PlaceOrder { customer: order.customer, invoice: order.invoice, lines };
+    let request = PlaceOrder::from(order);
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         match client.send(&request).await {
@@ -244,12 +161,6 @@ fn ask_board(engine: &Engine, client: &Client, orders: u64) -> Result<Books, Box
             return Ok(heard);
         }
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-impl From<Books> for BooksMessage {
-    fn from(books: Books) -> Self {
-        Self { orders: books.orders, returns: books.returns, cents: books.cents }
     }
 }
 

@@ -19,7 +19,7 @@ use std::ops::AddAssign;
 use csv::{ByteRecord, ReaderBuilder};
 
 /// One order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) customer: u64,
     pub(crate) invoice: String,
@@ -27,7 +27,7 @@ pub(crate) struct Order {
 }
 
 /// One line of an order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) stock_code: String,
     pub(crate) description: String,

@@ -1,0 +1,106 @@
+//! Nodes that are processes: killed, started again, frozen, under load from a caller that keeps an account of every call.
+//!
+//! The account must agree with what the desks say of themselves. An order that was placed was replied to, or its caller was
+//! told that nobody knows: never refused, never not sent. Nothing runs twice.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
+#[allow(dead_code, reason = "its `main` is for the command line")]
+#[path = "../examples/cluster_desk.rs"]
+mod cluster_desk;
+mod common;
+#[path = "processes/mod.rs"]
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use catga::Unknown;
+use cluster_desk::load::{Outcome, Tally, WITHIN};
+use harness::{Cluster, Load};
+
+/// Orders a second: enough that some are under way at any time.
+const RATE: u32 = 2_000;
+
+#[test]
+fn in_a_process_of_its_own_this_binary_is_the_example() {
+    harness::be_the_example();
+}
+
+/// What must be true of every account, whatever was done to the nodes.
+#[track_caller]
+fn check(tally: &Tally) {
+    assert!(tally.is_right(), "{} of {} calls ended, {} wrong", tally.ended(), tally.sent, tally.wrong);
+    for never in [Outcome::Rejected, Outcome::Failed] {
+        assert_eq!(tally.count(never), 0, "{:?}", tally.reasons);
+    }
+    // A deadline is kept; how late this thread sees it depends on the machine.
+    assert!(tally.longest < WITHIN + Duration::from_secs(5), "a call took {:?}", tally.longest);
+}
+
+/// Waits for a while in which nothing fails, and all replies come from `desks`.
+#[track_caller]
+fn until_only_these_answer(load: &Load, desks: &[&str]) {
+    let of_others = |tally: &Tally| tally.ended() - desks.iter().map(|desk| tally.of_desk(desk)).sum::<u64>();
+    let mut before = load.tally();
+    load.until(&format!("only {desks:?} answer, and nothing fails"), |tally| {
+        if of_others(tally) > of_others(&before) {
+            before = tally.clone();
+        }
+        desks.iter().all(|desk| tally.of_desk(desk) >= before.of_desk(desk) + 200)
+    });
+}
+
+#[test]
+fn when_a_node_is_killed_every_call_has_an_outcome_and_the_others_go_on() {
+    let mut cluster = Cluster::of(["a", "b", "c"]);
+    let load = Load::on(&cluster, RATE);
+    load.until_replies_of(&["a", "b", "c"], 50);
+    cluster.node("b").kill();
+    until_only_these_answer(&load, &["a", "c"]);
+    let tally = load.end();
+    check(&tally);
+    let (unknown, replies) = (tally.count(Outcome::Unknown), tally.of_desk("a") + tally.of_desk("c"));
+    let taken = cluster.end("a") + cluster.end("c");
+    assert!(
+        (replies..=replies + unknown).contains(&taken),
+        "{taken} taken, {replies} replies, {unknown} unknown"
+    );
+}
+
+#[test]
+fn a_node_that_starts_again_on_its_port_is_used_again() {
+    let mut cluster = Cluster::of(["a", "b"]);
+    let load = Load::on(&cluster, RATE);
+    for _ in 0..2 {
+        load.until_replies_of(&["a", "b"], 50);
+        cluster.node("b").kill();
+        until_only_these_answer(&load, &["a"]);
+        cluster.start("b");
+    }
+    until_only_these_answer(&load, &["a", "b"]);
+    check(&load.end());
+}
+
+#[test]
+fn a_frozen_node_costs_no_call_more_than_its_deadline_and_is_out_of_use_until_it_thaws() {
+    let mut cluster = Cluster::of(["a", "b", "c"]);
+    let load = Load::on(&cluster, RATE);
+    load.until_replies_of(&["a", "b", "c"], 50);
+    cluster.node("b").freeze();
+    let frozen = Instant::now();
+    load.until("calls to it end by their deadlines", |tally| {
+        tally.reasons.keys().any(|reason| reason.contains(&Unknown::Deadline.to_string()))
+    });
+    until_only_these_answer(&load, &["a", "c"]);
+    assert!(frozen.elapsed() < Duration::from_secs(10), "out of use after {:?} only", frozen.elapsed());
+    cluster.node("b").thaw();
+    until_only_these_answer(&load, &["a", "b", "c"]);
+    let tally = load.end();
+    check(&tally);
+    let (unknown, replied) = (tally.count(Outcome::Unknown), tally.count(Outcome::Replied));
+    let taken: u64 = ["a", "b", "c"].into_iter().map(|id| cluster.end(id)).sum();
+    assert!(
+        (replied..=replied + unknown).contains(&taken),
+        "{taken} taken, {replied} replied, {unknown} unknown"
+    );
+}
