@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::net::TcpListener;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catga::prelude::*;
 use catga::{Builder, List};
@@ -95,19 +95,18 @@ fn load(mut options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let plan = Plan {
         name: std::process::id().to_string(),
         rate,
+        within: Duration::from_millis(500),
         orders: u64::from(rate) * u64::from(seconds),
         look: Duration::from_secs(1),
     };
     println!("{}", header(&nodes));
-    let start = Instant::now();
-    let mut before = start;
+    let mut at = Duration::ZERO;
     let tally = load::run(&engine.client(), &plan, |since| {
-        let now = Instant::now();
-        println!("{}", row(since, now - start, now - before, &nodes));
-        before = now;
+        at += since.window;
+        println!("{}", row(since, at, &nodes));
         true
     });
-    println!("\n{}", summary(&tally, start.elapsed()));
+    println!("\n{}", summary(&tally));
     Ok(if tally.is_right() && tally.count(Outcome::Replied) > 0 {
         ExitCode::SUCCESS
     } else {
@@ -123,9 +122,9 @@ fn header(nodes: &[String]) -> String {
     line
 }
 
-/// What happened in `window`, in one line.
-fn row(since: &Tally, at: Duration, window: Duration, nodes: &[String]) -> String {
-    let rate = since.count(Outcome::Replied) as f64 / window.as_secs_f64();
+/// What happened since the line before, `at` so long after the start.
+fn row(since: &Tally, at: Duration, nodes: &[String]) -> String {
+    let rate = since.count(Outcome::Replied) as f64 / since.window.as_secs_f64();
     let mut latencies = since.latencies_us.clone();
     latencies.sort_unstable();
     let mut line = format!(
@@ -152,8 +151,8 @@ fn ids(nodes: &[String]) -> impl Iterator<Item = &str> {
     nodes.iter().filter_map(|node| node.split('=').next())
 }
 
-fn summary(tally: &Tally, took: Duration) -> String {
-    let mut text = format!("{} calls in {:.1} s:", tally.sent, took.as_secs_f64());
+fn summary(tally: &Tally) -> String {
+    let mut text = format!("{} calls in {:.1} s:", tally.sent, tally.window.as_secs_f64());
     for (name, count) in Outcome::NAMES.iter().zip(tally.outcomes) {
         text += &format!(" {count} {name},");
     }
@@ -161,11 +160,12 @@ fn summary(tally: &Tally, took: Duration) -> String {
     for (reason, count) in &tally.reasons {
         text += &format!("{count:>9} {reason}\n");
     }
-    text + if tally.is_right() {
-        "every call had exactly one outcome, and every reply was right"
-    } else {
-        "CALLS WITHOUT AN OUTCOME, OR WRONG REPLIES"
-    }
+    let verdict = match (tally.is_right(), tally.count(Outcome::Replied)) {
+        (true, 0) => "NO ORDER WAS PLACED",
+        (true, _) => "every call had exactly one outcome, and every reply was right",
+        (false, _) => "CALLS WITHOUT AN OUTCOME, OR WRONG REPLIES",
+    };
+    text + verdict
 }
 
 // ---- the command line ---------------------------------------------------------------------------------------------

@@ -22,8 +22,6 @@ use super::orders::{self, Order};
 
 /// Calls under way at once.
 const IN_FLIGHT_MAX: usize = 4_096;
-/// The time that a call may take.
-pub(crate) const WITHIN: Duration = Duration::from_millis(500);
 /// Orders in the book. After the last comes the first again, with another invoice number.
 const BOOK: u32 = 10_000;
 
@@ -33,7 +31,9 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     /// Orders a second.
     pub(crate) rate: u32,
-    /// How many at most.
+    /// The time that a call may take.
+    pub(crate) within: Duration,
+    /// How many orders at most.
     pub(crate) orders: u64,
     /// How often to look at what has happened.
     pub(crate) look: Duration,
@@ -57,6 +57,8 @@ impl Outcome {
 /// What happened: from one look to the next, or in all.
 #[derive(Clone, Default)]
 pub(crate) struct Tally {
+    /// The time in which it happened.
+    pub(crate) window: Duration,
     pub(crate) sent: u64,
     pub(crate) outcomes: [u64; Outcome::NAMES.len()],
     /// Replies that were not about the order sent, or had another sum.
@@ -93,6 +95,7 @@ impl Tally {
 
     /// Adds what happened since, but for the latencies, which are told once.
     pub(crate) fn add(&mut self, since: &Self) {
+        self.window += since.window;
         self.sent += since.sent;
         self.wrong += since.wrong;
         self.longest = self.longest.max(since.longest);
@@ -135,13 +138,19 @@ pub(crate) fn run(client: &Client, plan: &Plan, mut go_on: impl FnMut(&Tally) ->
     let (mut total, mut since) = (Tally::default(), Tally::default());
     let (mut offered, mut end) = (0_u64, plan.orders);
     let start = Instant::now();
-    let mut look = start + plan.look;
-    let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / u64::from(plan.rate));
+    let (mut looked, mut look) = (start, start + plan.look);
+    let rate = u64::from(plan.rate);
+    let due = |number: u64| {
+        start
+            + Duration::from_secs(number / rate)
+            + Duration::from_nanos(number % rate * 1_000_000_000 / rate)
+    };
     loop {
         let now = Instant::now();
         while offered < end && in_flight.len() < IN_FLIGHT_MAX && due(offered) <= now {
             let order = book[offered as usize % book.len()].clone();
-            in_flight.push(place(client, order, format!("{}-{offered}", plan.name), due(offered)));
+            let invoice = format!("{}-{offered}", plan.name);
+            in_flight.push(place(client, order, invoice, plan.within, due(offered)));
             offered += 1;
             since.sent += 1;
         }
@@ -158,11 +167,12 @@ pub(crate) fn run(client: &Client, plan: &Plan, mut go_on: impl FnMut(&Tally) ->
             }
         }
         if over || now >= look {
+            since.window = now - looked;
             if !go_on(&since) {
                 end = offered;
             }
             total.add(&std::mem::take(&mut since));
-            look += plan.look;
+            (looked, look) = (now, look + plan.look);
         }
         if over {
             return total;
@@ -180,11 +190,11 @@ struct Ended {
     late: Duration,
 }
 
-async fn place(client: &Client, order: Order, invoice: String, due: Instant) -> Ended {
+async fn place(client: &Client, order: Order, invoice: String, within: Duration, due: Instant) -> Ended {
     let cents: i64 = order.lines.iter().map(|line| line.cents).sum();
     let request = PlaceOrder { invoice, ..PlaceOrder::from(order) };
     let sent = Instant::now();
-    let outcome = match client.send(&request).within(WITHIN).await {
+    let outcome = match client.send(&request).within(within).await {
         Ok(placed) if *placed.invoice == *request.invoice && placed.cents == cents => {
             Ok(Some(placed.desk.to_string()))
         }

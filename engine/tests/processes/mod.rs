@@ -153,7 +153,7 @@ impl Cluster {
     }
 }
 
-/// A load on a cluster, from the test's own process, until it is ended.
+/// A load on a cluster, from the test's own process, until it is ended. Each call may take `within`.
 pub(crate) struct Load {
     tally: Arc<Mutex<Tally>>,
     ending: Arc<AtomicBool>,
@@ -161,9 +161,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn on(cluster: &Cluster, rate: u32) -> Self {
+    pub(crate) fn on(cluster: &Cluster, rate: u32, within: Duration) -> Self {
         let engine = cluster_desk::caller("load", &cluster.nodes).unwrap();
-        let plan = Plan { name: "test".into(), rate, orders: u64::MAX, look: Duration::from_millis(20) };
+        let look = Duration::from_millis(20);
+        let plan = Plan { name: "test".into(), rate, within, orders: u64::MAX, look };
         let (tally, ending) = <(Arc<Mutex<Tally>>, Arc<AtomicBool>)>::default();
         let (shared, end) = (tally.clone(), ending.clone());
         let thread = std::thread::spawn(move || {
