@@ -156,23 +156,31 @@ pub(crate) fn run(client: &Client, plan: &Plan, mut go_on: impl FnMut(&Tally) ->
         }
         let polled = in_flight.poll_next_unpin(&mut cx);
         let over = offered >= end && in_flight.is_empty();
+        // What ends after the last order has been offered is told with the last second.
+        let look_due = over || (now >= look && offered < end);
         match polled {
             Poll::Ready(Some(ended)) => since.note(ended),
-            _ if over || now >= look => {}
-            // The bound is full or nothing is due: until an outcome comes, the next order, or the next look.
+            _ if look_due => {}
+            // Until an outcome comes, or the next order is due, or the next look.
             _ => {
-                let full = offered >= end || in_flight.len() >= IN_FLIGHT_MAX;
-                let until = if full { look } else { look.min(due(offered)) };
-                std::thread::park_timeout(until.saturating_duration_since(now));
+                let wait = look.saturating_duration_since(now);
+                std::thread::park_timeout(match in_flight.len() {
+                    _ if offered >= end => plan.look,
+                    IN_FLIGHT_MAX.. => wait,
+                    _ => wait.min(due(offered).saturating_duration_since(now)),
+                });
             }
         }
-        if over || now >= look {
+        if look_due {
             since.window = now - looked;
+            looked = now;
+            while look <= now {
+                look += plan.look;
+            }
             if !go_on(&since) {
                 end = offered;
             }
             total.add(&std::mem::take(&mut since));
-            (looked, look) = (now, look + plan.look);
         }
         if over {
             return total;
