@@ -31,7 +31,7 @@ done
 
 need_rust
 cd "$root"
-echo "==> building the example cluster_desk"
+echo "==> building the example cluster_desk (optimised: minutes, the first time)"
 cargo build --quiet --release -p catga --example cluster_desk
 desk=${CARGO_TARGET_DIR:-$root/target}/release/examples/cluster_desk
 
