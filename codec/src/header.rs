@@ -55,6 +55,8 @@ pub enum Kind {
     Close = 11,
     /// All listeners of a broadcast event have returned; the code says how many.
     Handled = 12,
+    /// What whoever opened the lane answers to the Welcome: its proof of the cluster's key.
+    Proof = 13,
 }
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
             10 => Self::Welcome,
             11 => Self::Close,
             12 => Self::Handled,
+            13 => Self::Proof,
             _ => return None,
         })
     }

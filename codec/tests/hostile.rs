@@ -67,7 +67,7 @@ fn every_header_field_that_lies_has_an_error_of_its_own() {
     assert_eq!(parse_error(&with(0, &[0; 4])), FrameError::TooShort { length: 0 });
     assert_eq!(parse_error(&with(0, &[47, 0, 0, 0])), FrameError::TooShort { length: 47 });
     assert_eq!(parse_error(&with(4, &[0])), FrameError::UnknownKind(0));
-    assert_eq!(parse_error(&with(4, &[13])), FrameError::UnknownKind(13));
+    assert_eq!(parse_error(&with(4, &[14])), FrameError::UnknownKind(14));
     assert_eq!(parse_error(&with(5, &[8])), FrameError::UnknownFlags(8));
     assert_eq!(parse_error(&with(5, &[4])), FrameError::LocalOnly);
     assert_eq!(parse_error(&with(38, &[8, 0])), FrameError::ExtensionArea { bytes: 8 });

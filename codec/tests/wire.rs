@@ -85,6 +85,19 @@ fn a_frame_without_payload() {
 }
 
 #[test]
+fn each_kind_has_its_number() {
+    use Kind::*;
+    let kinds = [
+        Request, Reply, Rejected, Refused, Failed, Event, Cancel, Heartbeat, Hello, Welcome, Close, Handled,
+        Proof,
+    ];
+    for (index, kind) in kinds.into_iter().enumerate() {
+        assert_eq!(kind as usize, index + 1, "{kind:?}");
+    }
+    assert_eq!(Kind::from_u8(kinds.len() as u8 + 1), None, "a new kind has its number here");
+}
+
+#[test]
 fn a_frame_with_a_text() {
     let mut memory = Memory([0; 512]);
     let length = encode_frame(header(), &Fault::new("the shelf is empty"), &mut memory.0).unwrap();

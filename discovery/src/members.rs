@@ -173,6 +173,8 @@ impl Members {
     pub fn resolved(&mut self, mut endpoints: Vec<Endpoint>) {
         endpoints.sort_unstable();
         endpoints.dedup();
+        // The first answer is news even if it is empty.
+        self.targets_changed |= self.resolved.is_none();
         self.resolved = Some(endpoints);
     }
 

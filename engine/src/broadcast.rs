@@ -1,9 +1,9 @@
 //! Broadcasts, from the caller's side: the futures, and the report in which they end.
 //!
-//! A broadcast delivers an event to every listening service instance and waits until all have returned. The work is the
-//! shard's (see `shard::core::fanout`); the future of a handler holds one slot among the shard's calls, which is told the
-//! whole, and the future of a foreign thread waits for the answer to a frame in an inbox, as a call does. Either is told
-//! one ending for this node, and makes of it the report's line.
+//! A broadcast delivers an event to every listening service instance of every node and waits until all have returned. The
+//! work is the shard's (see `shard::core::fanout`); the future of a handler holds one slot among the shard's calls, which is
+//! told the whole, and the future of a foreign thread waits for the answer to a frame in an inbox, as a call does. Either is
+//! told when all is over, and then finds the lines.
 
 use std::fmt;
 use std::future::Future;
@@ -12,12 +12,15 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Event};
+use catga_discovery::NodeId;
 
 use crate::call::table::{Ending, Target};
+use crate::choice::Choice;
 use crate::client::exchange::{Exchange, Letter};
 use crate::client::{ClientShared, event_header, not_encoded};
 use crate::context::Context;
 use crate::error::{Failure, NotSent, Refusal, Unknown};
+use crate::limits::REPORT_GRACE;
 use crate::pool;
 use crate::shard::core::fanout::FanoutId;
 use crate::shard::reply_to::ReplyTo;
@@ -55,12 +58,13 @@ pub enum BroadcastError {
 /// How a broadcast went on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    node: &'static str,
+    /// None without a cluster.
+    node: Option<NodeId>,
     outcome: Result<Handled, BroadcastError>,
 }
 
 impl Line {
-    fn of_this_node(ending: Ending) -> Self {
+    pub(crate) fn new(ending: Ending, node: Option<NodeId>) -> Self {
         let outcome = match ending {
             Ending::Handled(listeners) => Ok(Handled { listeners: u32::from(listeners) }),
             Ending::NotSent(reason) => Err(BroadcastError::NotSent(reason)),
@@ -70,13 +74,13 @@ impl Line {
             // These answer requests.
             Ending::Reply | Ending::Rejected => Err(BroadcastError::Unknown(Unknown::Unreadable)),
         };
-        Self { node: "this node", outcome }
+        Self { node, outcome }
     }
 
-    /// The name of the node; `this node` for the one that the broadcast was made on.
+    /// The id of the node; without a cluster, `this node`.
     #[must_use]
     pub fn node(&self) -> &str {
-        self.node
+        self.node.as_ref().map_or("this node", NodeId::as_str)
     }
 
     /// Whether all listeners there have handled the event, or the first failure.
@@ -90,18 +94,23 @@ impl Line {
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = self.node();
         match self.outcome {
-            Ok(Handled { listeners: 0 }) => write!(f, "{}: nobody listens", self.node),
-            Ok(Handled { listeners: 1 }) => write!(f, "{}: handled by 1 listener", self.node),
-            Ok(Handled { listeners }) => write!(f, "{}: handled by {listeners} listeners", self.node),
+            Ok(Handled { listeners: 0 }) => write!(f, "{node}: nobody listens"),
+            Ok(Handled { listeners: 1 }) => write!(f, "{node}: handled by 1 listener"),
+            Ok(Handled { listeners }) => write!(f, "{node}: handled by {listeners} listeners"),
             Err(error) => {
-                write!(f, "{}: not handled by all; {error} (other listeners may have handled it)", self.node)
+                write!(f, "{node}: not handled by all; {error} (other listeners may have handled it)")
             }
         }
     }
 }
 
-/// How a broadcast went: a line for each node. Printed, it is a line of text for each.
+/// How a broadcast went: a line for this node, and one for each other node that was up and listened when it was sent, in the
+/// order of their ids. Printed, it is a line of text for each.
+///
+/// A broadcast that could not begin at all (its deadline was over, the engine stops, a bound is full) has one line: that of
+/// this node, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "it says who has not handled the event"]
 pub struct Report {
@@ -109,17 +118,18 @@ pub struct Report {
 }
 
 impl Report {
-    fn of_this_node(ending: Ending) -> Self {
-        Self { lines: vec![Line::of_this_node(ending)] }
+    /// Of one that came to nothing as a whole.
+    fn whole(ending: Ending, node: Option<NodeId>) -> Self {
+        Self { lines: vec![Line::new(ending, node)] }
     }
 
-    /// A line for each node.
+    /// A line for each node, this one first.
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         &self.lines
     }
 
-    /// A line for each node.
+    /// A line for each node, this one first.
     pub fn iter(&self) -> std::slice::Iter<'_, Line> {
         self.lines.iter()
     }
@@ -153,7 +163,7 @@ impl fmt::Display for Report {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Unsent,
-    InFlight { call: CallId, fanout: Option<FanoutId> },
+    InFlight { call: CallId, fanout: FanoutId },
     Ended,
 }
 
@@ -199,7 +209,8 @@ impl<'a, E: Event> Broadcast<'a, E> {
         let opened = core.calls.borrow_mut().open_for(Time::NEVER, cx.waker());
         let call = opened.ok_or(NotSent::TooManyCalls)?;
         core.calls.borrow_mut().sent(call, Target::Here);
-        let fanout = core.broadcast(frame, ReplyTo::Here(call), deadline);
+        let others = Some(Contract::of_event::<E> as fn() -> Contract);
+        let fanout = core.broadcast(frame, ReplyTo::Here(call), deadline, others);
         Ok(Stage::InFlight { call, fanout })
     }
 }
@@ -210,18 +221,19 @@ impl<E: Event> Future for Broadcast<'_, E> {
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Report> {
         let this = self.get_mut();
         let core = this.ctx.core();
+        let whole = |ending| Poll::Ready(Report::whole(ending, core.lanes.borrow().id()));
         if let Stage::Unsent = this.stage {
             match this.start(cx) {
                 Ok(stage) => this.stage = stage,
                 Err(reason) => {
                     this.stage = Stage::Ended;
-                    core.broadcast_ended(ReplyTo::Nobody, Ending::NotSent(reason));
-                    return Poll::Ready(Report::of_this_node(Ending::NotSent(reason)));
+                    core.count_broadcast(Ending::NotSent(reason));
+                    return whole(Ending::NotSent(reason));
                 }
             }
         }
-        let Stage::InFlight { call, .. } = this.stage else {
-            return Poll::Ready(Report::of_this_node(Ending::NotSent(NotSent::Deadline)));
+        let Stage::InFlight { call, fanout } = this.stage else {
+            return whole(Ending::NotSent(NotSent::Deadline));
         };
         let mut calls = core.calls.borrow_mut();
         let Some((ending, frame)) = calls.take(call) else {
@@ -231,7 +243,14 @@ impl<E: Event> Future for Broadcast<'_, E> {
         drop(calls);
         pool::give(frame);
         this.stage = Stage::Ended;
-        Poll::Ready(Report::of_this_node(ending))
+        match core.take_lines(fanout) {
+            Some(lines) => Poll::Ready(Report { lines: lines.into_vec() }),
+            // It was ended from above.
+            None => {
+                core.give_up_broadcast(fanout);
+                whole(ending)
+            }
+        }
     }
 }
 
@@ -240,9 +259,7 @@ impl<E: Event> Drop for Broadcast<'_, E> {
         if let Stage::InFlight { call, fanout } = self.stage {
             let core = self.ctx.core();
             core.calls.borrow_mut().abandon(call);
-            if let Some(fanout) = fanout {
-                core.give_up_broadcast(fanout);
-            }
+            core.give_up_broadcast(fanout);
         }
     }
 }
@@ -283,7 +300,8 @@ impl<'a, E: Event> ClientBroadcast<'a, E> {
         let recipients =
             shared.routes.listeners(E::type_index().get()).map(|listeners| listeners.place(event.key()));
         let shard = shared.shard_for(recipients)?;
-        Ok(Letter { shard, frame, contract: Contract::of_event::<E>, within, at_once: false })
+        let (contract, choice) = (Contract::of_event::<E>, Choice::Usual);
+        Ok(Letter { shard, frame, contract, within, grace: REPORT_GRACE, at_once: false, choice })
     }
 }
 
@@ -292,9 +310,11 @@ impl<E: Event> Future for ClientBroadcast<'_, E> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Report> {
         let Self { exchange, event, within } = self.get_mut();
-        exchange
-            .poll(cx, |shared| Self::write(shared, event, *within))
-            .map(|(ending, _)| Report::of_this_node(ending))
+        let answer = exchange.poll(cx, |shared| Self::write(shared, event, *within));
+        answer.map(|(ending, _)| match exchange.take_lines() {
+            Some(lines) => Report { lines: lines.into_vec() },
+            None => Report::whole(ending, exchange.node().cloned()),
+        })
     }
 }
 

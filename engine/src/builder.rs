@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use crate::agent::{Agent, wire};
 use crate::client::{ClientShared, inbox::Inbox};
-use crate::cluster::List;
+use crate::cluster::{List, Place};
 use crate::context::ShardId;
 use crate::description::{Service, bind_all, check};
 use crate::engine::{Engine, EngineId, RuntimeKind};
+use crate::lane::key::{KEY_BYTES_MAX, KEY_BYTES_MIN};
 use crate::limits::{CALLS_MAX, DEADLINE, DRAIN, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
 use crate::placement::{Machine, Placement, Wish};
 use crate::ring::doorbell::{Doorbell, EventFd};
+use crate::route::RouteTable;
 use crate::runtime::drive::Idle;
 use crate::runtime::sockets::Listener;
 use crate::service::{BindContext, Routes};
@@ -96,10 +99,10 @@ pub enum StartError {
     /// The node's own name or the list of nodes is not valid.
     #[error("cluster: {0}")]
     Cluster(String),
-    /// A bind off loopback, without a decision that this is wanted.
+    /// A bind off loopback by a node without a cluster key, and without a decision that this is wanted.
     #[error(
-        "{endpoint} is not a loopback address, and lanes are not authenticated: anyone who reaches it could call this node. \
-         Bind to 127.0.0.1, or say `.insecure()` if the network is closed"
+        "{endpoint} is not a loopback address, and the cluster has no key: anyone who reaches it could call this node. \
+         Give all nodes the same `.key(..)`, bind to 127.0.0.1, or say `.insecure()` if the network is closed"
     )]
     OffLoopback {
         /// The endpoint.
@@ -167,6 +170,15 @@ pub enum StartError {
     NoPeriod {
         /// The service.
         service: &'static str,
+    },
+    /// A cluster key that is too short or too long.
+    #[error(
+        "the cluster key has {bytes} bytes, and must have {KEY_BYTES_MIN} to {KEY_BYTES_MAX}; make one with \
+         `head -c 32 /dev/urandom | base64`, and give all nodes the same"
+    )]
+    ClusterKey {
+        /// How long it is.
+        bytes: usize,
     },
 }
 
@@ -336,12 +348,55 @@ impl Builder {
     ) -> Result<Plan, StartError> {
         let shards = placement.shards().len() as u16; // at most `SHARDS_MAX`
         let routes = Arc::new(check(&self.services, shards)?);
-        let (listener, lanes) = match &self.cluster {
-            Some(list) => list
-                .open(routes.contracts(), shards)
-                .map(|(listener, setup)| (Some(listener), Some(setup)))?,
+        let (listener, place) = match &self.cluster {
+            Some(list) => {
+                list.open(routes.contracts(), shards).map(|(open, place)| (Some(open), Some(place)))?
+            }
             None => (None, None),
         };
+        self.plan_at(placement, routes, listener, place, (runtime, fallback))
+    }
+
+    /// As [`plan`](Self::plan) for a node of a simulation, which has no socket and no clock.
+    #[cfg(test)]
+    pub(crate) fn plan_simulated(
+        self,
+        placement: Placement,
+        endpoint: catga_discovery::Endpoint,
+        incarnation: u64,
+    ) -> Result<Plan, StartError> {
+        let shards = placement.shards().len() as u16;
+        let routes = Arc::new(check(&self.services, shards)?);
+        let place = match &self.cluster {
+            Some(list) => {
+                let mut place = list.place(routes.contracts(), shards, endpoint)?;
+                place.own.incarnation = catga_discovery::Incarnation(incarnation);
+                place.lanes.greeting.incarnation = place.own.incarnation;
+                Some(place)
+            }
+            None => None,
+        };
+        self.plan_at(placement, routes, None, place, (RuntimeKind::Epoll, None))
+    }
+
+    fn plan_at(
+        self,
+        placement: Placement,
+        routes: Arc<RouteTable>,
+        listener: Option<Listener>,
+        place: Option<Place>,
+        (runtime, fallback): (RuntimeKind, Option<String>),
+    ) -> Result<Plan, StartError> {
+        let shards = placement.shards().len() as u16;
+        let lanes = place.as_ref().map(|place| place.lanes.clone());
+        let (agent, memberships) = match place {
+            Some(Place { own, targets, dns, .. }) => {
+                let (agent, memberships) = wire(own, targets, dns, shards);
+                (Some(agent), memberships)
+            }
+            None => (None, Vec::new()),
+        };
+        let mut memberships = memberships.into_iter();
         let bell = if self.wish.idle == Idle::Spin { Doorbell::of_sleepless } else { Doorbell::new };
         let doorbells = (0..shards)
             .map(|_| EventFd::new().map(|signal| Arc::new(bell(signal))).map_err(StartError::Sockets))
@@ -372,11 +427,13 @@ impl Builder {
                 },
                 control: control.clone(),
                 lanes: lanes.clone(),
+                membership: memberships.next(),
                 calls_max: self.calls_max,
                 deadline: self.deadline,
             })
             .collect();
-        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes.clone(), self.deadline));
+        let node = lanes.map(|setup| setup.greeting.node);
+        let shared = Arc::new(ClientShared::new(engine_id(), inboxes, routes.clone(), self.deadline, node));
         let services = bind_all(self.services, routes);
         Ok(Plan {
             seeds,
@@ -391,6 +448,7 @@ impl Builder {
             counters,
             pulses,
             shared,
+            agent,
         })
     }
 }
@@ -409,6 +467,7 @@ pub(crate) struct Plan {
     pub(crate) counters: Vec<Arc<CachePadded<ShardCounters>>>,
     pub(crate) pulses: Vec<Arc<CachePadded<Pulse>>>,
     pub(crate) shared: Arc<ClientShared>,
+    pub(crate) agent: Option<Agent>,
 }
 
 fn engine_id() -> EngineId {

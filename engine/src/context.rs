@@ -125,21 +125,27 @@ impl Context {
         Every::new(self, period)
     }
 
-    /// Publishes an event to every service that listens, on this shard and the others. It leaves when this handler has
-    /// returned (an async one: when it next waits), or before the next request that it sends, so that who gets both gets
-    /// them in order; and not at all if the handler panics before that. Does not wait; where a bound
-    /// is full the event is dropped there, and counted in [`ShardStats::events_dropped`](crate::ShardStats).
+    /// Publishes an event to every service that listens, on this shard and the others, and on every other node that is up. It
+    /// leaves when this handler has returned (an async one: when it next waits), or before the next request that it sends, so
+    /// that who gets both gets them in order; and not at all if the handler panics before that. Does not wait; where a bound
+    /// is full, or for a node that cannot be reached, the event is dropped there, and counted in
+    /// [`ShardStats::events_dropped`](crate::ShardStats).
+    ///
+    /// Cost: one archive, a copy for each listening shard, and one into a lane for each other node that listens. Without
+    /// listeners, nothing but a look.
     pub fn publish<E: Event>(&self, event: &E) {
         self.core.publish(event);
     }
 
-    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard), on all shards
-    /// in parallel; the future ends in a [`Report`](crate::Report) of how that went. See [`Broadcast`] for its deadline.
+    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard on each node), on all
+    /// shards and nodes in parallel; the future ends in a [`Report`](crate::Report) with a line for each node. See
+    /// [`Broadcast`] for its deadline.
     ///
-    /// Unlike [`publish`](Self::publish) it leaves at once, and waits for room within its deadline.
+    /// Unlike [`publish`](Self::publish) it leaves at once, and waits for room and for lanes within its deadline; right after
+    /// the start of an engine, until each node of the cluster has been tried for the first time.
     ///
-    /// Cost: one archive, for each listening shard one copy of it, a place among the calls in flight, and a hop through
-    /// the rings and back; one allocation, of the report.
+    /// Cost: one archive, for each listening shard and node one copy of it, a place among the calls in flight, and a hop
+    /// through the rings or over a lane and back; one allocation, of the report, and with other nodes that of their list.
     #[inline]
     pub fn broadcast<'a, E: Event>(&'a self, event: &'a E) -> Broadcast<'a, E> {
         Broadcast::new(self, event)

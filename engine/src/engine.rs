@@ -7,9 +7,11 @@ use std::time::Duration;
 use catga_discovery::Endpoint;
 use crossbeam_utils::CachePadded;
 
+use crate::agent::AgentThread;
 use crate::builder::{Plan, StartError};
 use crate::client::{Client, ClientShared};
 use crate::limits::DROP_DRAIN;
+use crate::nodes::{Board, Nodes, Watch};
 use crate::placement::Placement;
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::runtime::sockets::{Listener, local_endpoint};
@@ -51,6 +53,8 @@ pub struct Engine {
     doorbells: Vec<Arc<Doorbell<EventFd>>>,
     counters: Vec<Arc<CachePadded<ShardCounters>>>,
     watchdog: Option<Watchdog>,
+    agent: Option<AgentThread>,
+    board: Arc<Board>,
     threads: Threads,
     /// Who stops the engine hears here how far it is. A lock that is never taken: it makes the engine `Sync`.
     notes: Mutex<mpsc::Receiver<Note>>,
@@ -118,7 +122,50 @@ impl Engine {
     /// What happened on each shard so far. Costs the shards nothing.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.counters)
+        Stats::of(&self.counters, self.board.stats())
+    }
+
+    /// The nodes of the cluster as they are now, this one among them; none if the engine is not part of a cluster.
+    ///
+    /// A lock that is held for a moment, and a reference count. Costs the shards nothing.
+    ///
+    /// ```
+    /// # use catga::prelude::*;
+    /// use catga::{List, NodeState};
+    ///
+    /// let cluster = List::of(["b=127.0.0.1:5002"]).node("a", "127.0.0.1:0");
+    /// let engine = Engine::builder().shards(1).cluster(cluster).start()?;
+    /// let nodes = engine.nodes();
+    /// assert_eq!(nodes.find("a").map(|member| member.state), Some(NodeState::Up));
+    /// for member in nodes.iter() {
+    ///     println!("{member}"); // a at 127.0.0.1:40123, 1 shard, 0 messages, up
+    /// }
+    /// # Ok::<(), StartError>(())
+    /// ```
+    #[must_use]
+    pub fn nodes(&self) -> Nodes {
+        self.board.nodes()
+    }
+
+    /// Follows the nodes of the cluster: [`Watch::next`] waits for a change, [`Watch::next_within`] does so on a thread
+    /// without async. Changes that come after this call are seen, those before it are in [`Watch::nodes`].
+    ///
+    /// ```
+    /// # use catga::prelude::*;
+    /// let engine = Engine::builder().shards(1).start()?;
+    /// let mut watch = engine.watch();
+    /// let watching = std::thread::spawn(move || {
+    ///     while let Some(nodes) = pollster::block_on(watch.next()) {
+    ///         println!("now there are {} nodes:\n{nodes}", nodes.len());
+    ///     }
+    /// });
+    /// engine.stop(std::time::Duration::from_secs(1));
+    /// assert!(watching.join().is_ok(), "the end of the engine ends the watch");
+    /// # Ok::<(), StartError>(())
+    /// ```
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        self.board.watch()
     }
 
     /// Stops: takes no new calls, lets what is in flight end for at most `within`, then ends what is left, closes the lanes
@@ -178,11 +225,13 @@ impl Engine {
         let lost = self.threads.join(notes, &self.control);
         let mut turned_away = (0, 0);
         for inbox in &self.shared.inboxes {
-            inbox.close();
+            drop(inbox.close());
             let (calls, events) = inbox.turned_away();
             turned_away = (turned_away.0 + calls, turned_away.1 + events);
         }
         self.watchdog = None;
+        self.agent = None;
+        self.board.end();
         self.shared.calls.abandon();
         StopReport::of(&before, self.stats(), turned_away, lost, Time::read().since(start))
     }
@@ -201,12 +250,15 @@ impl Engine {
             counters,
             pulses,
             shared,
+            agent,
         } = plan;
         let endpoint = match &listener {
             Some(listener) => Some(local_endpoint(listener).map_err(StartError::Listen)?),
             None => None,
         };
         let watchdog = Some(Watchdog::start(shared.clone(), pulses).map_err(StartError::Thread)?);
+        let board = agent.as_ref().map(|agent| agent.board().clone()).unwrap_or_default();
+        let agent = agent.map(AgentThread::start).transpose().map_err(StartError::Thread)?;
         let (note, notes) = mpsc::channel();
         let mut engine = Self {
             shared,
@@ -215,6 +267,8 @@ impl Engine {
             counters,
             threads: Threads::default(),
             watchdog,
+            agent,
+            board,
             note,
             notes: Mutex::new(notes),
             endpoint,

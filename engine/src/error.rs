@@ -107,6 +107,10 @@ reasons! {
         OnShard = 10 => "this thread is a shard and must not block; use `ctx.send(..).await` in an async handler",
         /// The shards that handle the message are stuck.
         Stuck = 11 => "every shard that could handle it has been busy with one message for over a second; the log names that message",
+        /// The route names a node that the view does not have.
+        NoSuchNode = 12 => "the cluster has no node of the id that the route names, as far as this node knows; `engine.nodes()` lists those it has",
+        /// The nodes that handle the message cannot be reached.
+        OutOfReach = 13 => "no node that handles this message can be reached just now; `engine.nodes()` tells how they stand",
     }
 }
 
@@ -166,8 +170,9 @@ reasons! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// A shard that listens has a full inbox; shards before it in order may have got the event.
-    #[error("a listening shard's inbox is full; publish fewer events at once")]
+    /// A shard that listens, or the one that tells the other nodes, has a full inbox; shards before it in order may have got
+    /// the event. The other nodes are told last.
+    #[error("a shard's inbox is full; publish fewer events at once")]
     Full,
     /// The event is larger than a frame may be. Nothing was published.
     #[error("the event is larger than the largest frame; nothing was published")]

@@ -37,11 +37,15 @@ extern crate self as catga;
 
 // Under loom the rings are built alone.
 #[cfg(not(catga_loom))]
+mod agent;
+#[cfg(not(catga_loom))]
 mod broadcast;
 #[cfg(not(catga_loom))]
 mod builder;
 #[cfg(not(catga_loom))]
 mod call;
+#[cfg(not(catga_loom))]
+mod choice;
 #[cfg(not(catga_loom))]
 mod client;
 #[cfg(not(catga_loom))]
@@ -62,6 +66,8 @@ mod instance;
 mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
+#[cfg(not(catga_loom))]
+mod nodes;
 #[cfg(not(catga_loom))]
 mod placement;
 #[cfg(not(catga_loom))]
@@ -102,12 +108,13 @@ pub use catga_codec::__codec;
 pub use catga_codec::{
     Archived, ArchivedMessage, Event, Fault, Key, Message, MessageId, Request, event, message, request, rkyv,
 };
-pub use catga_discovery::Endpoint;
+pub use catga_discovery::{Endpoint, Incarnation, Member, Node, NodeId, NodeState};
 #[cfg(not(catga_loom))]
 pub use {
     broadcast::{Broadcast, BroadcastError, ClientBroadcast, Handled, Line, Report},
     builder::{Builder, Runtime, StartError},
     call::{Batch, Call, Collected, Outcome},
+    choice::Route,
     client::{Client, ClientCall},
     cluster::List,
     context::{Context, ShardId},
@@ -115,11 +122,12 @@ pub use {
     engine::{Engine, RuntimeKind},
     error::{CallError, Failure, NotSent, PublishError, Refusal, Unknown},
     instance::{OnPanic, Owned, State},
+    nodes::{Nodes, Watch},
     placement::{Placement, ShardPlace},
     reply::Reply,
     runtime::drive::Idle,
     service::Routes,
-    stats::{ShardStats, Stats},
+    stats::{DiscoveryStats, ShardStats, Stats},
     stop::StopReport,
     timer::{Every, Sleep},
 };

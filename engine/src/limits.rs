@@ -72,11 +72,47 @@ pub const EXPIRY_SWEEP: Duration = Duration::from_micros(500);
 /// Lanes that one shard may hold, in both directions together. One more connection is closed at once, and counted.
 pub const LANES_MAX: usize = 1024;
 
+/// Connections to one shard that have not proven yet who they are. One more closes the oldest of them, so that connections
+/// that say nothing keep nobody out.
+pub const GREETINGS_MAX: usize = 256;
+
+/// Lanes from one shard to one other node. A request for another shard of that node takes one of them, and one more ring hop.
+pub const LANES_PER_PEER: u16 = 8;
+
+/// Lanes between the same two shards of two nodes: one for each side that dialled, and room for some that are ending. One more
+/// is closed.
+pub const LANES_PER_SHARD_PAIR: usize = 4;
+
+/// Events that wait in one shard for a lane to one node to be opened, and events that wait there for the first whole view. One
+/// more is dropped with a count.
+pub const EVENTS_WAITING: usize = 1024;
+
+/// A foreign thread waits so much longer than its broadcast's deadline for the lines, of which those that have come to nothing
+/// end at the deadline.
+pub const REPORT_GRACE: Duration = Duration::from_millis(4);
+
+/// A call that was refused because its key has another owner looks again with the next view, or after this.
+pub const RESOLVE_AGAIN: Duration = Duration::from_millis(50);
+
+/// After the last node that handles a message was lost, calls wait for it so long before they end as out of reach: a lane that
+/// was reset is up again in much less.
+pub const REACH_AGAIN: Duration = Duration::from_millis(100);
+
+/// A node that stops goes on serving its peers for so long after it has told them that it leaves.
+pub const LEAVE_GRACE: Duration = Duration::from_millis(50);
+
 /// Unanswered calls that a lane accepts from its peer, unless configured otherwise.
 pub const LANE_CALLS_MAX: u32 = 8192;
 
 /// The longest frame that a lane accepts from its peer.
 pub const LANE_FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// Bytes of idempotent requests' answers, and of what is noted with each, that a shard keeps for callers that may send the
+/// request again. The oldest make room for new ones; an answer larger than a quarter of it is not kept.
+pub const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+
+/// The answer to an idempotent request is kept for so long at most.
+pub const WINDOW_TIME: Duration = Duration::from_secs(30);
 
 /// The first pause before a lost lane is dialled again; it doubles, with jitter, up to [`REDIAL_MAX`].
 pub const REDIAL_MIN: Duration = Duration::from_millis(20);
@@ -84,11 +120,17 @@ pub const REDIAL_MIN: Duration = Duration::from_millis(20);
 /// The longest pause before a lost lane is dialled again.
 pub const REDIAL_MAX: Duration = Duration::from_secs(2);
 
+/// After so long an attempt to connect counts as one that may fail: calls that can go elsewhere do.
+pub const DIAL_PATIENCE: Duration = Duration::from_millis(50);
+
 /// How long one attempt to connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A turn that takes longer is a stall: it is counted, and the watchdog logs which message it is about.
 pub const STALL: Duration = Duration::from_millis(100);
+
+/// A shard whose turn begins so much later than it should was paused: what its sockets hold is as old as the pause, at worst.
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// After a turn as long as this its shard gets no new work, until it has ended.
 pub const STUCK: Duration = Duration::from_secs(1);
@@ -105,6 +147,19 @@ pub const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How long a dropped engine drains before what is left is refused.
 pub const DROP_DRAIN: Duration = Duration::from_millis(500);
 
+/// Nodes that a node knows at once. One more is ignored, and counted.
+pub use catga_discovery::members::NODES_MAX;
+
+/// A node with which no shard has had a lane for so long is forgotten, unless it is in the list or behind the name.
+pub use catga_discovery::members::GONE_AFTER;
+
+/// The pause between two lookups of the name of the cluster's nodes, while one of them is not up or the last had no answer.
+pub const LOOKUP_SOON: Duration = Duration::from_secs(5);
+
+/// The pause between two lookups of the name of the cluster's nodes, while all of them are up.
+pub const LOOKUP_REST: Duration = Duration::from_secs(30);
+
+const _: () = assert!(LOOKUP_SOON.as_nanos() < LOOKUP_REST.as_nanos());
 const _: () =
     assert!(WATCH_INTERVAL.as_nanos() * 2 < STALL.as_nanos() && STALL.as_nanos() < STUCK.as_nanos());
 const _: () = assert!(POOLED_SMALL_BYTES >= REPLY_FRAME_BYTES);

@@ -85,6 +85,8 @@ pub(crate) trait Serve {
     }
     /// Runs the handler, or starts it. It answers `to` exactly once, now or later.
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo);
+    /// Whether it would take a request just now, or refuse it.
+    fn takes_more(&self) -> bool;
     /// Polls a task of this handler that was woken.
     fn poll_task(&self, _slot: u32, _ctx: &Context) {}
     /// Ends the tasks that `gone` picks out by whom they answer and by when; each is answered as cut.
@@ -288,6 +290,10 @@ where
             }
             Err(NotRun::Panicked) => Some(Ending::Failed(Failure::Panicked)),
         }
+    }
+
+    fn takes_more(&self) -> bool {
+        !self.state.is_poisoned()
     }
 
     fn serve(&self, frame: Incoming<'_>, ctx: &Context, to: &mut ReplyTo) {

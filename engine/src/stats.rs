@@ -95,11 +95,12 @@ counters! {
     failed,
     /// Async handlers that were ended before they came to an answer.
     cut,
-    /// Events handed to another shard or queued for this one.
+    /// Events handed to another shard, queued for this one, or sent to another node.
     events_sent,
     /// Events given to a listener.
     events_handled,
-    /// Events that were dropped: a full bound, a poisoned listener, or a handler that panicked after publishing.
+    /// Events that were dropped: a full bound, a node that could not be reached, a poisoned listener, or a handler that panicked
+    /// after publishing.
     events_dropped,
     /// Lanes that were opened, in both directions.
     lanes_opened,
@@ -156,8 +157,59 @@ counters! {
     poisoned,
     /// Times a service instance was made anew after a panic.
     rebuilt,
+    /// Connections that ended because one side did not prove that it has the cluster's key; they are in `lanes_refused` too.
+    lanes_unproven,
+    /// Calls that went on after an attempt that came to nothing: to another node, or to the right one.
+    calls_moved,
+    /// Calls that would have gone on, but had done so often enough, or there was no budget for it.
+    moves_denied,
     /// Connections that could not be taken: there was no descriptor or no memory, or they broke first.
     accepts_failed,
+    /// Idempotent requests that came again, over another lane, while the first was still running: they get its answer.
+    repeats_joined,
+    /// Idempotent requests that came again after the first had ended: answered as that was, without running again.
+    repeats_answered,
+    /// Idempotent requests that were forgotten for want of room, before their time or from the start, or because the answer
+    /// was too large to keep: sent again, they run again.
+    window_evicted,
+    /// Times the shard was not there for 100 ms and more longer than it meant to: held up by a handler, or by the machine.
+    pauses,
+    /// Events that were not sent to a node because it has another layout of them; once for each such node.
+    events_other_layout,
+}
+
+/// The counters of the thread that knows who is in the cluster. All 0 without one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiscoveryStats {
+    /// Views that were made: one at the start, and one for each change.
+    pub views: u64,
+    /// Times that the name of the cluster's nodes was asked for.
+    pub lookups: u64,
+    /// Of these, how many had no answer. The last one stands.
+    pub lookups_failed: u64,
+    /// Targets that cannot have a lane, such as one with another key; once for each and for each reason.
+    pub targets_refused: u64,
+    /// Nodes that live under the id of another one.
+    pub ids_shared: u64,
+    /// Nodes that were not taken because there are too many.
+    pub nodes_ignored: u64,
+}
+
+impl DiscoveryStats {
+    /// Every label with its count.
+    #[must_use]
+    pub fn labelled(&self) -> Vec<(&'static str, u64)> {
+        let Self { views, lookups, lookups_failed, targets_refused, ids_shared, nodes_ignored } = *self;
+        vec![
+            ("views", views),
+            ("lookups", lookups),
+            ("lookups_failed", lookups_failed),
+            ("targets_refused", targets_refused),
+            ("ids_shared", ids_shared),
+            ("nodes_ignored", nodes_ignored),
+        ]
+    }
 }
 
 /// The counters of an engine, one set for each shard.
@@ -166,11 +218,13 @@ counters! {
 pub struct Stats {
     /// In the order of the shards.
     pub shards: Vec<ShardStats>,
+    /// Of the thread that knows who is in the cluster.
+    pub discovery: DiscoveryStats,
 }
 
 impl Stats {
-    pub(crate) fn of(counters: &[Arc<CachePadded<ShardCounters>>]) -> Self {
-        Self { shards: counters.iter().map(|shard| shard.read()).collect() }
+    pub(crate) fn of(counters: &[Arc<CachePadded<ShardCounters>>], discovery: DiscoveryStats) -> Self {
+        Self { shards: counters.iter().map(|shard| shard.read()).collect(), discovery }
     }
 
     /// The sum of one counter over all shards.

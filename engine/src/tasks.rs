@@ -291,6 +291,10 @@ where
         }
     }
 
+    fn takes_more(&self) -> bool {
+        !self.state.is_poisoned() && self.running() < self.bind.tasks_max
+    }
+
     fn running(&self) -> usize {
         self.running.get()
     }

@@ -32,9 +32,11 @@ pub(crate) struct Pulse {
     began: AtomicU64,
     /// The type index of the message that is handled.
     message: AtomicU32,
+    /// When the last turn began that the watchdog has found too long.
+    long: AtomicU64,
 }
 
-// All Relaxed: one writer, and the watchdog does not mind to be a moment late.
+// All Relaxed: one writer (the shard; of `long` the watchdog), and neither side minds to be a moment late.
 impl Pulse {
     /// A turn begins.
     #[inline]
@@ -46,6 +48,12 @@ impl Pulse {
     /// The shard goes to sleep, or has ended.
     pub(crate) fn rest(&self) {
         self.began.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the running turn is too long already, as far as the watchdog has seen: its time is an old one.
+    #[inline]
+    pub(crate) fn is_long(&self) -> bool {
+        self.long.load(Ordering::Relaxed) == self.began.load(Ordering::Relaxed)
     }
 
     /// A handler of this message is about to run. Returns what ran before, to be put back.
@@ -129,6 +137,7 @@ impl Round {
         if began == 0 || lasted < STALL {
             return;
         }
+        pulse.long.store(began, Ordering::Relaxed);
         let stalled = self.stalled.get_or_insert_with(|| {
             let message = shared.routes.name_of(pulse.message.load(Ordering::Relaxed));
             let message = message.unwrap_or("(no message)").to_owned();

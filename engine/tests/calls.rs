@@ -95,6 +95,18 @@ impl Relayer {
     }
 }
 
+/// Without optimization a busy machine may take over a second for a frame of this size: then the shard is out of use, until
+/// its turn is over.
+fn call<R: catga::Request>(client: &Client, request: &R) -> Result<Reply<R::Reply>, CallError<R::Error>> {
+    loop {
+        let outcome = block_on(client.send(request).within(LONG));
+        if !matches!(outcome, Err(CallError::NotSent(NotSent::Stuck))) {
+            return outcome;
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn large_requests_and_replies_pass_on_the_same_shard_and_across() {
     for (relayer, store) in [(0, 0), (0, 1), (1, 0)] {
@@ -106,17 +118,17 @@ fn large_requests_and_replies_pass_on_the_same_shard_and_across() {
             .unwrap();
         let client = engine.client();
         for bytes in [0, 1, 255, 256, 5 * 1024, 100 * 1024, 8 * 1024 * 1024] {
-            let relayed = block_on(client.send(&Relay { bytes }).within(LONG)).unwrap();
+            let relayed = call(&client, &Relay { bytes }).unwrap();
             assert_eq!(relayed.value.to_native(), u64::from(bytes));
-            let given = block_on(client.send(&Give { bytes }).within(LONG)).unwrap();
+            let given = call(&client, &Give { bytes }).unwrap();
             assert_eq!(given.bytes.len(), bytes as usize);
         }
-        let too_large = block_on(client.send(&Give { bytes: 17 << 20 }).within(LONG));
+        let too_large = call(&client, &Give { bytes: 17 << 20 });
         assert_eq!(too_large.unwrap_err(), CallError::Failed(Failure::ReplyTooLarge));
-        let too_large = block_on(client.send(&Take { blob: vec![1; 17 << 20] }).within(LONG));
+        let too_large = call(&client, &Take { blob: vec![1; 17 << 20] });
         assert_eq!(too_large.unwrap_err(), CallError::NotSent(NotSent::TooLarge));
         // The next one comes through as ever.
-        assert!(block_on(client.send(&Relay { bytes: 300 }).within(LONG)).is_ok());
+        assert!(call(&client, &Relay { bytes: 300 }).is_ok());
     }
 }
 

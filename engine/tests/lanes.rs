@@ -224,7 +224,7 @@ fn a_peer_that_stops_ends_what_it_was_asked_and_is_found_again() {
 }
 
 #[test]
-fn a_node_that_stops_refuses_what_comes_by_lane_and_lets_end_what_it_has() {
+fn a_node_that_stops_gets_nothing_new_and_lets_end_what_it_has() {
     let b = store(1, "127.0.0.1:0");
     let a = caller(1, Runtime::Auto, address(&b));
     let client = a.client();
@@ -236,11 +236,13 @@ fn a_node_that_stops_refuses_what_comes_by_lane_and_lets_end_what_it_has() {
     };
     eventually("it hangs", || b.stats().sum(|shard| shard.handled) > handled);
     let stopping = std::thread::spawn(move || b.stop(LONG));
-    // Were these served, a node whose peers go on sending would never drain.
-    eventually("calls are refused", || {
+    // Were these served, a node whose peers go on sending would never drain. Its peers know that it leaves.
+    eventually("calls go elsewhere, where there is nobody", || {
         let outcome = block_on(client.send(&Give { bytes: 1 }).within(LONG));
-        matches!(outcome, Err(CallError::Refused(Refusal::Stopping)))
+        matches!(outcome, Err(CallError::NotSent(NotSent::OutOfReach)))
     });
+    let b_now = a.nodes();
+    assert_eq!(b_now.find("b").map(|member| member.state), Some(catga::NodeState::Leaving), "{b_now:?}");
     assert!(!hanging.is_finished() && !stopping.is_finished());
     hanging.join().unwrap().unwrap_err();
     let report = stopping.join().unwrap();

@@ -119,7 +119,19 @@ fn a_description_that_makes_no_sense_does_not_start() {
     );
     let off_loopback = catga::List::of(Vec::<String>::new()).node("a", "0.0.0.0:0");
     let started = Engine::builder().shards(1).cluster(off_loopback).start();
-    assert!(matches!(started.unwrap_err(), StartError::OffLoopback { .. }));
+    let error = started.unwrap_err();
+    assert!(matches!(error, StartError::OffLoopback { .. }));
+    assert!(
+        error
+            .to_string()
+            .contains("Give all nodes the same `.key(..)`, bind to 127.0.0.1, or say `.insecure()`")
+    );
+    for bytes in [0, 15, 1025] {
+        let bad_key = catga::List::of(Vec::<String>::new()).node("a", "127.0.0.1:0").key(vec![b'k'; bytes]);
+        let error = Engine::builder().shards(1).cluster(bad_key).start().unwrap_err();
+        assert!(matches!(error, StartError::ClusterKey { bytes: found } if found == bytes));
+        assert!(error.to_string().contains("must have 16 to 1024") && !error.to_string().contains("kkk"));
+    }
 }
 
 #[test]

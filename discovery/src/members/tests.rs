@@ -251,6 +251,7 @@ fn with_a_name_there_are_no_targets_and_the_view_forms_until_an_answer() {
     alone.take_view();
     alone.resolved(vec![]);
     alone.advance(S);
+    assert!(alone.take_targets().unwrap().is_empty());
     assert!(!alone.take_view().unwrap().forming(), "there is nobody to wait for");
 }
 

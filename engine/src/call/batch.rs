@@ -98,6 +98,8 @@ struct Run<'a, R: Request, I: Iterator<Item = R>, Settle> {
     exhausted: bool,
     /// A request for which there was no room, and its slot.
     stalled: Option<(R, CallId)>,
+    /// In a cluster the requests in flight, by slot, with their places: one that comes to nothing on a node is sent again.
+    kept: Vec<Option<(R, u32)>>,
     next: u32,
     flying: usize,
     in_flight: usize,
@@ -118,6 +120,7 @@ impl<'a, R: Request, I: Iterator<Item = R>> Run<'a, R, I, ()> {
             requests,
             exhausted: false,
             stalled: None,
+            kept: Vec::new(),
             next: 0,
             flying: 0,
             in_flight,
@@ -165,6 +168,9 @@ where
             let taken = core.calls.borrow_mut().batch_take(index);
             let Some((id, token, ending, frame)) = taken else { continue };
             self.flying -= 1;
+            if let Some(kept) = self.kept.get_mut(index as usize) {
+                *kept = None;
+            }
             if self.stalled.as_ref().is_some_and(|(_, stalled)| *stalled == id) {
                 self.stalled = None;
             }
@@ -181,10 +187,14 @@ where
     /// so that a long batch does not keep the shard from its other work. Says whether it stopped for that.
     fn send(&mut self, batch: BatchId) -> bool {
         let core = self.ctx.core();
+        if !self.kept.is_empty() {
+            self.send_again(batch);
+        }
         if let Some((request, call)) = self.stalled.take() {
             let waits = core.calls.borrow_mut().waiting(call);
             let Some(deadline) = waits else { return false };
-            self.attempt(request, deadline, Some(call), batch);
+            // It has its place already: only one can be stalled, and it is the last that was taken.
+            self.attempt(request, deadline, Some(call), batch, self.next - 1);
         }
         let last = self.next.saturating_add(self.in_flight as u32);
         while self.stalled.is_none() && !self.exhausted && self.flying < self.in_flight {
@@ -198,16 +208,36 @@ where
             let most = self.ctx.deadline();
             let deadline = (core.now() + self.within.unwrap_or(core.deadline)).min(most);
             self.flying += 1;
-            self.attempt(request, deadline, None, batch);
+            self.next += 1;
+            self.attempt(request, deadline, None, batch, self.next - 1);
         }
         false
     }
 
-    fn attempt(&mut self, request: R, deadline: Time, slot: Option<CallId>, batch: BatchId) {
+    /// Sends again what has come to nothing on one node.
+    #[cold]
+    fn send_again(&mut self, batch: BatchId) {
+        loop {
+            let next = self.ctx.core().calls.borrow_mut().batch_again(batch);
+            let Some(call) = next else { return };
+            let kept = self.kept.get_mut(call.slot() as usize).and_then(Option::take);
+            let deadline = self.ctx.core().calls.borrow_mut().waiting(call);
+            if let (Some((request, place)), Some(deadline)) = (kept, deadline) {
+                self.attempt(request, deadline, Some(call), batch, place);
+            }
+        }
+    }
+
+    fn keep(&mut self, call: CallId, request: R, place: u32) {
+        let slot = call.slot() as usize;
+        if self.kept.len() <= slot {
+            self.kept.resize_with(slot + 1, || None);
+        }
+        self.kept[slot] = Some((request, place));
+    }
+
+    fn attempt(&mut self, request: R, deadline: Time, slot: Option<CallId>, batch: BatchId, place: u32) {
         let core = self.ctx.core();
-        // A stalled request has its place already; only one can be stalled, and it is the last that was taken.
-        let place = if slot.is_some() { self.next - 1 } else { self.next };
-        self.next = place + 1;
         match core.attempt(&request, Manner::default(), deadline, slot, |calls| {
             calls.open_in(deadline, batch, place)
         }) {
@@ -218,7 +248,13 @@ where
                     pool::give(frame);
                 }
             }
-            Attempt::Sent(_) => {}
+            Attempt::Sent(call) => {
+                if core.is_clustered() {
+                    self.keep(call, request, place);
+                }
+            }
+            // One that has been on its way before is told when to try again; the first in line looks each time.
+            Attempt::Waiting(call) if place + 1 < self.next => self.keep(call, request, place),
             Attempt::Waiting(call) => self.stalled = Some((request, call)),
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use catga_codec::{CallId, Flags, Request};
 
 use crate::call::table::Ending;
+use crate::choice::{Choice, Route};
 use crate::context::Context;
 use crate::error::{CallError, NotSent};
 use crate::pool;
@@ -61,6 +62,12 @@ impl<'a, R: Request> Call<'a, R> {
     /// nothing. Costs nothing: a flag that travels in the request's header, also to other nodes.
     pub fn idempotent(mut self) -> Self {
         self.manner.flags = self.manner.flags.with(Flags::IDEMPOTENT);
+        self
+    }
+
+    /// Which node the call goes to: see [`Route`]. Costs nothing on the way of a call that says nothing.
+    pub fn route(mut self, route: Route) -> Self {
+        self.manner.choice = Choice::from(&route);
         self
     }
 
@@ -120,7 +127,9 @@ impl<R: Request> Future for Call<'_, R> {
             this.stage = Stage::Ended;
             return Poll::Ready(conclude::<R>(ending, frame));
         }
-        if matches!(this.stage, Stage::Waiting(_)) && calls.waiting(call).is_some() {
+        // It waited for room, or has come to nothing on one node and may go to another. While it stands in a queue it is
+        // polled for some other reason.
+        if calls.waiting(call).is_some() && !calls.is_listed(call) {
             drop(calls);
             return this.again(call, cx);
         }

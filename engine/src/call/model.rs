@@ -1,7 +1,10 @@
 //! The call table against a model that is too simple to be wrong: a list of all calls ever made, and what became of each.
 //!
 //! Any sequence of operations, on calls that live and on calls that are long gone: each call has one ending, whoever
-//! comes late finds nothing, an id never names two calls, and the table never holds more than its limit.
+//! comes late finds nothing, an id never names two calls, and the table never holds more than its limit. A call that moves
+//! on waits again with the request that was kept for it, and its outcome is that of all its attempts together.
+
+mod way;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +15,9 @@ use std::time::Duration;
 use catga_codec::{CallId, Header, Kind, OwnedFrame};
 use proptest::prelude::*;
 
+use self::way::Way;
 use super::table::{BatchId, CallTable, Ending, LaneKey, Target, Wake};
+use crate::choice::Choice;
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::limits::EXPIRY_SWEEP;
 use crate::time::Time;
@@ -27,6 +32,12 @@ enum Operation {
     Send {
         call: u8,
         target: u8,
+    },
+    /// The attempt has come to nothing, and another one follows: after a node has had the call, or not.
+    MoveOn {
+        call: u8,
+        ending: u8,
+        leaves: bool,
     },
     Complete {
         call: u8,
@@ -56,6 +67,8 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         6 => (1u16..5000, any::<u8>()).prop_map(|(within_us, waiter)| Operation::Open { within_us, waiter }),
         5 => (call(), any::<u8>()).prop_map(|(call, target)| Operation::Send { call, target }),
+        5 => (call(), any::<u8>(), any::<bool>())
+            .prop_map(|(call, ending, leaves)| Operation::MoveOn { call, ending, leaves }),
         5 => (call(), any::<u8>()).prop_map(|(call, ending)| Operation::Complete { call, ending }),
         4 => call().prop_map(|call| Operation::Take { call }),
         2 => call().prop_map(|call| Operation::Abandon { call }),
@@ -101,6 +114,8 @@ const LIMIT: u32 = 12;
 struct Both {
     table: CallTable<u32>,
     calls: Vec<Call>,
+    /// Of each call in `calls`.
+    ways: Vec<Way>,
     by_id: HashMap<(u32, u32), usize>,
     now: Time,
     batch: BatchId,
@@ -109,13 +124,31 @@ struct Both {
 }
 
 fn ending(choice: u8) -> Ending {
-    match choice % 6 {
-        0 | 1 => Ending::Reply,
-        2 => Ending::Rejected,
-        3 => Ending::Refused(Refusal::Overloaded),
+    match choice % 10 {
+        0..=2 => Ending::Reply,
+        3 => Ending::Rejected,
         4 => Ending::Failed(Failure::Panicked),
+        5 => Ending::Handled(3),
+        _ => nothing(choice),
+    }
+}
+
+/// What an attempt may come to that another one may follow.
+fn nothing(choice: u8) -> Ending {
+    match choice % 5 {
+        0 => Ending::Refused(Refusal::Overloaded),
+        1 => Ending::Refused(Refusal::WrongOwner),
+        2 => Ending::NotSent(NotSent::LaneLost),
+        3 => Ending::NotSent(NotSent::OutOfReach),
         _ => Ending::Unknown(Unknown::LaneLost),
     }
+}
+
+/// The request of a call, as its slot keeps it.
+fn request(number: u32) -> OwnedFrame {
+    let mut frame = OwnedFrame::default();
+    frame.encode_empty(Header { key: u64::from(number), ..Header::new(Kind::Request) });
+    frame
 }
 
 fn lane(index: u8) -> LaneKey {
@@ -137,7 +170,7 @@ impl Both {
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(bell.clone());
         let now = Time::from_nanos(1_000_000_000);
-        Self { table, calls: Vec::new(), by_id: HashMap::new(), now, batch, bell, waker }
+        Self { table, calls: Vec::new(), ways: Vec::new(), by_id: HashMap::new(), now, batch, bell, waker }
     }
 
     fn live(&self) -> usize {
@@ -174,7 +207,7 @@ impl Both {
             0 => (self.table.open(deadline), Told::Nobody),
             1 => (self.table.open_for(deadline, &self.waker), Told::Task),
             2 => (self.table.open_in(deadline, self.batch, number), Told::Batch),
-            _ => match self.table.open_forward(deadline, number, None) {
+            _ => match self.table.open_forward(deadline, number, None, Choice::Usual) {
                 Ok(id) => (Some(id), Told::Forward(number)),
                 Err(back) => {
                     assert_eq!(back, number);
@@ -187,7 +220,86 @@ impl Both {
         assert_ne!(id, CallId::default());
         let known = self.by_id.insert((id.slot(), id.generation()), self.calls.len());
         assert_eq!(known, None, "an id names one call");
+        self.ways.push(Way::default());
         self.calls.push(Call { id, number, deadline, told, sent: None, ending: None, live: true });
+    }
+
+    /// A call leaves, perhaps for another node; who passes it on keeps its request then.
+    fn send(&mut self, place: usize, to: u8) {
+        let Call { id, number, live, sent, ending, told, deadline, .. } = self.calls[place];
+        // Only a call that waits is ever sent.
+        if live && sent.is_none() && ending.is_none() {
+            assert_eq!(self.table.waiting(id), Some(deadline));
+            let way = &mut self.ways[place];
+            let passed_on = matches!(told, Told::Forward(_));
+            if matches!(target(to), Target::Lane { .. }) {
+                way.terms = (if to < 128 { Choice::RoundRobin } else { Choice::Owner }, to.is_multiple_of(2));
+                self.table.travels(id, way.terms.0, way.terms.1);
+                way.is_kept = passed_on;
+            }
+            self.table.sent(id, target(to));
+            if way.is_kept {
+                self.table.keep_request(id, request(number));
+            }
+            self.calls[place].sent = Some(target(to));
+        }
+        assert_eq!(self.table.waiting(id), None);
+        let over =
+            |lane| matches!(self.calls[place].sent, Some(Target::Lane { lane: over, .. }) if over == lane);
+        let open = self.calls[place].live && self.calls[place].ending.is_none();
+        for key in (0..3).map(lane) {
+            assert_eq!(self.table.went_over(id, key), open && over(key));
+        }
+    }
+
+    /// An attempt has come to nothing. Whether the call may have another one depends on who keeps its request.
+    fn move_on(&mut self, place: usize, ending: Ending, leaves: bool) {
+        let Call { id, number, live, sent, told, ending: ended, deadline } = self.calls[place];
+        let way = &mut self.ways[place];
+        let kept = match told {
+            // Who made them keeps their requests.
+            Told::Task | Told::Batch => true,
+            Told::Forward(_) => way.is_kept,
+            Told::Nobody => false,
+        };
+        let expected = sent.filter(|_| live && ended.is_none() && kept);
+        let movable = self.table.movable(id);
+        assert_eq!(movable.as_ref().map(|movable| movable.target), expected);
+        let Some(movable) = movable else { return };
+        let terms = (movable.choice, movable.idempotent);
+        assert_eq!((terms, movable.deadline, movable.moves), (way.terms, deadline, way.left.len()));
+        let leaves = leaves && way.may_leave();
+        let node = u64::from(number) * 10 + way.left.len() as u64;
+        let kept = self.table.set_out(id, ending, |journey| {
+            if leaves {
+                journey.leave(node);
+            }
+        });
+        let key = kept.map(|frame| frame.header().map(|header| (header.kind, header.key)));
+        assert_eq!(key, way.is_kept.then_some(Some((Kind::Request, u64::from(number)))), "its own request");
+        way.goes_on(ending);
+        if leaves {
+            way.left.push(node);
+        }
+        self.calls[place].sent = None;
+        assert_eq!(self.table.waiting(id), Some(deadline), "it waits again");
+        assert!(self.table.is_listed(id) && !self.table.enlist(id), "in one queue");
+        self.check_journey(place);
+    }
+
+    /// The table knows of a call's journey what there is to know, and nothing of that of another one.
+    fn check_journey(&self, place: usize) {
+        let (call, way) = (&self.calls[place], &self.ways[place]);
+        let journey = self.table.journey(call.id);
+        if !call.live || !way.has_moved() {
+            return assert!(journey.is_none(), "it has not moved, or is gone");
+        }
+        let journey = journey.expect("it has moved");
+        assert_eq!(journey.moves(), way.left.len());
+        assert!(way.left.iter().all(|&node| journey.has_tried(node)) && !journey.has_tried(7_777_777));
+        for last in (0..10).map(ending) {
+            assert_eq!(journey.conclude(last), way.outcome(last), "after {way:?}");
+        }
     }
 
     fn complete(&mut self, place: usize, ending: Ending) {
@@ -200,15 +312,16 @@ impl Both {
         let open = live && before.is_none();
         assert_eq!(wake.is_some(), open, "late answers find nothing, others find their call");
         assert_eq!(filled, open && matches!(ending, Ending::Reply | Ending::Rejected));
-        if let Some(wake) = wake {
-            self.ends(place, ending, wake);
+        if let Some((outcome, wake)) = wake {
+            assert_eq!(outcome, self.ways[place].outcome(ending), "of all its attempts");
+            self.ends(place, outcome, wake);
         }
     }
 
     fn pass(&mut self, us: u16) {
         self.now = self.now + Duration::from_micros(u64::from(us));
         let (now, mut ended) = (self.now, Vec::new());
-        self.table.expire(now, |_, wake, sent| ended.push((wake, sent)));
+        self.table.expire(now, |ending, wake, sent| ended.push((ending, wake, sent)));
         // They come in the order of their slots.
         let mut due: Vec<usize> = (0..self.calls.len())
             .filter(|&place| {
@@ -223,12 +336,13 @@ impl Both {
             return;
         }
         assert_eq!(ended.len(), due.len(), "all that are due, and no other");
-        for (place, (wake, sent)) in due.into_iter().zip(ended) {
+        for (place, (outcome, wake, sent)) in due.into_iter().zip(ended) {
             let call = self.calls[place];
-            let ending = match call.sent {
+            let ending = self.ways[place].outcome(match call.sent {
                 None => Ending::NotSent(NotSent::Deadline),
                 Some(_) => Ending::Unknown(Unknown::Deadline),
-            };
+            });
+            assert_eq!(outcome, ending);
             assert_eq!(sent, call.sent.map(|target| (call.id, target)));
             self.ends(place, ending, wake);
         }
@@ -238,6 +352,7 @@ impl Both {
         let ending = Ending::Unknown(Unknown::LaneLost);
         let over = |target: Option<Target>| matches!(target, Some(Target::Lane { lane, .. }) if lane == lost);
         let mut ended = Vec::new();
+        let mut under_way = self.table.over(lost);
         self.table.end_where(|target| over(target).then_some(ending), |_, wake| ended.push(wake));
         let mut gone: Vec<usize> = (0..self.calls.len())
             .filter(|&place| {
@@ -248,8 +363,11 @@ impl Both {
         gone.sort_by_key(|&place| self.calls[place].id.slot());
         assert_eq!(gone.len(), ended.len());
         for (place, wake) in gone.into_iter().zip(ended) {
-            self.ends(place, ending, wake);
+            let Some(Target::Lane { offset, .. }) = self.calls[place].sent else { unreachable!() };
+            assert_eq!(under_way.remove(0), (self.calls[place].id, offset));
+            self.ends(place, self.ways[place].outcome(ending), wake);
         }
+        assert!(under_way.is_empty(), "no other call is under way there");
     }
 
     fn harvest(&mut self) {
@@ -291,19 +409,13 @@ impl Both {
         match *operation {
             Operation::Open { within_us, waiter } => self.open(within_us, waiter),
             Operation::Send { call, target: to } => {
-                let Some(place) = self.chosen(call) else { return };
-                let Call { id, live, sent, ending, .. } = self.calls[place];
-                // Only a call that waits is ever sent.
-                if live && sent.is_none() && ending.is_none() {
-                    assert_eq!(self.table.waiting(id), Some(self.calls[place].deadline));
-                    self.table.sent(id, target(to));
-                    self.calls[place].sent = Some(target(to));
+                if let Some(place) = self.chosen(call) {
+                    self.send(place, to);
                 }
-                assert_eq!(self.table.waiting(id), None);
-                let over = |lane| matches!(self.calls[place].sent, Some(Target::Lane { lane: over, .. }) if over == lane);
-                let open = self.calls[place].live && self.calls[place].ending.is_none();
-                for key in (0..3).map(lane) {
-                    assert_eq!(self.table.went_over(id, key), open && over(key));
+            }
+            Operation::MoveOn { call, ending, leaves } => {
+                if let Some(place) = self.chosen(call) {
+                    self.move_on(place, nothing(ending), leaves);
                 }
             }
             Operation::Complete { call, ending: how } => {
@@ -349,6 +461,8 @@ impl Both {
         }
         assert_eq!(self.table.live() as usize, self.live());
         assert!(self.table.live() <= LIMIT);
+        let looked_at = (0..self.calls.len()).filter(|&place| place < 4 || self.calls[place].live);
+        looked_at.for_each(|place| self.check_journey(place));
     }
 }
 

@@ -10,8 +10,10 @@
 use std::task::Waker;
 use std::time::Duration;
 
-use catga_codec::{CallId, Contract, OwnedFrame};
+use catga_codec::{CallId, Contract, Kind, OwnedFrame};
 
+use crate::call::journey::Journey;
+use crate::choice::Choice;
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::limits::EXPIRY_SWEEP;
 use crate::pool;
@@ -122,7 +124,19 @@ struct Slot<F> {
     waiter: Waiter<F>,
     answer: Option<OwnedFrame>,
     /// What a forwarded call's sender means by its message, if it waits to be sent again.
-    contract: Option<fn() -> Contract>,
+    contract: Sense,
+    /// How its node is chosen, for one that went to another node or was passed on.
+    choice: Choice,
+    /// It may run more than once.
+    idempotent: bool,
+    /// It stands in some queue, and will be told when to try again.
+    is_listed: bool,
+    /// `answer` holds the request until there is an answer, so that it can be sent again.
+    keeps_request: bool,
+    /// The peer that it was to go to, while it waits for a lane there.
+    bound_for: Option<u32>,
+    /// Where it has been, if it has moved on.
+    journey: Option<Box<Journey>>,
 }
 
 impl<F> Slot<F> {
@@ -132,9 +146,23 @@ impl<F> Slot<F> {
     }
 }
 
+/// What the sender of a forwarded call means by its message; without it the call stays in its engine.
+pub(crate) type Sense = Option<fn() -> Contract>;
+
+/// What counts when a call may move on.
+pub(crate) struct Movable {
+    pub(crate) target: Target,
+    pub(crate) deadline: Time,
+    pub(crate) choice: Choice,
+    pub(crate) idempotent: bool,
+    pub(crate) moves: usize,
+}
+
 #[derive(Default)]
 struct BatchQueue {
     done: Vec<u32>,
+    /// Calls that have come to nothing on one node and may be sent again.
+    again: Vec<CallId>,
     waker: Option<Waker>,
     open: bool,
 }
@@ -163,6 +191,10 @@ pub(crate) struct CallTable<F> {
 }
 
 const END: u32 = u32::MAX;
+
+fn is_event(frame: &OwnedFrame) -> bool {
+    frame.header().is_some_and(|header| header.kind == Kind::Event)
+}
 
 impl<F> CallTable<F> {
     pub(crate) fn new(limit: u32) -> Self {
@@ -217,6 +249,12 @@ impl<F> CallTable<F> {
                 waiter: Waiter::Nobody,
                 answer: None,
                 contract: None,
+                choice: Choice::Usual,
+                idempotent: false,
+                is_listed: false,
+                keeps_request: false,
+                bound_for: None,
+                journey: None,
             });
             self.slots.len() as u32 - 1
         } else {
@@ -227,6 +265,8 @@ impl<F> CallTable<F> {
         slot.next = END;
         slot.phase = Phase::Waiting;
         slot.deadline = deadline;
+        // One that does not leave this engine says nothing about these: it must not be taken for the call before it.
+        (slot.choice, slot.idempotent, slot.is_listed) = (Choice::Usual, false, false);
         self.live += 1;
         self.earliest = self.earliest.min(deadline);
         Some(CallId::new(index, slot.generation))
@@ -237,18 +277,106 @@ impl<F> CallTable<F> {
         &mut self,
         deadline: Time,
         to: F,
-        contract: Option<fn() -> Contract>,
+        contract: Sense,
+        choice: Choice,
     ) -> Result<CallId, F> {
         let Some(call) = self.open(deadline) else { return Err(to) };
         let slot = &mut self.slots[call.slot() as usize];
         slot.waiter = Waiter::Forward(to);
         slot.contract = contract;
+        slot.choice = choice;
         Ok(call)
     }
 
-    /// The contract that a forwarded call was opened with.
-    pub(crate) fn contract(&mut self, id: CallId) -> Option<fn() -> Contract> {
-        self.find(id)?.contract
+    /// The contract and the choice that a forwarded call was opened with.
+    pub(crate) fn terms(&mut self, id: CallId) -> Option<(Sense, Choice)> {
+        let slot = self.find(id)?;
+        Some((slot.contract, slot.choice))
+    }
+
+    // ---- calls that can be sent again -------------------------------------------------------------------------
+
+    /// What has to be known of a request if it comes to nothing where it goes.
+    #[inline]
+    pub(crate) fn travels(&mut self, id: CallId, choice: Choice, idempotent: bool) {
+        if let Some(slot) = self.find(id) {
+            (slot.choice, slot.idempotent) = (choice, idempotent);
+        }
+    }
+
+    /// Keeps the request of a forwarded call that has left, so that it can be sent again.
+    pub(crate) fn keep_request(&mut self, id: CallId, request: OwnedFrame) {
+        let Some(slot) = self.find(id) else { return pool::give(request) };
+        slot.keeps_request = true;
+        if let Some(unused) = slot.answer.replace(request) {
+            pool::give(unused);
+        }
+    }
+
+    /// Where a call has been, if it has moved on.
+    pub(crate) fn journey(&self, id: CallId) -> Option<&Journey> {
+        let slot = self.slots.get(id.slot() as usize)?;
+        if slot.generation == id.generation() { slot.journey.as_deref() } else { None }
+    }
+
+    /// A call that has left and can be sent again. Nobody else keeps its request than who made it, or its slot.
+    pub(crate) fn movable(&mut self, id: CallId) -> Option<Movable> {
+        let slot = self.find(id)?;
+        let target = slot.sent_to()?;
+        let kept = match slot.waiter {
+            Waiter::Task(_) | Waiter::Batch(_) => true,
+            // A part of a broadcast is for its node, and for no other.
+            Waiter::Forward(_) => slot.keeps_request && !slot.answer.as_ref().is_some_and(is_event),
+            Waiter::Nobody => false,
+        };
+        let Slot { deadline, choice, idempotent, ref journey, .. } = *slot;
+        let moves = journey.as_ref().map_or(0, |journey| journey.moves());
+        kept.then_some(Movable { target, deadline, choice, idempotent, moves })
+    }
+
+    /// The attempt has come to `ending`, and there shall be another one: the call waits again, in a queue that the caller puts
+    /// it into. Gives the request that was kept for it.
+    pub(crate) fn set_out(
+        &mut self,
+        id: CallId,
+        ending: Ending,
+        note: impl FnOnce(&mut Journey),
+    ) -> Option<OwnedFrame> {
+        let slot = self.find(id)?;
+        slot.phase = Phase::Waiting;
+        slot.is_listed = true;
+        match &mut slot.journey {
+            Some(journey) => {
+                journey.add(ending);
+                note(journey);
+            }
+            none => note(none.insert(Box::new(Journey::new(ending)))),
+        }
+        if std::mem::take(&mut slot.keeps_request) { slot.answer.take() } else { None }
+    }
+
+    /// A waiting call has its turn with this peer, as soon as a lane leads there.
+    pub(crate) fn bind(&mut self, id: CallId, peer: u32) {
+        if let Some(slot) = self.find(id) {
+            slot.bound_for = Some(peer);
+        }
+    }
+
+    /// The peer that a waiting call was to go to, once.
+    pub(crate) fn take_bound(&mut self, id: CallId) -> Option<u32> {
+        self.find(id)?.bound_for.take()
+    }
+
+    /// The calls that are under way over this lane, and where in its stream each began.
+    pub(crate) fn over(&self, over: LaneKey) -> Vec<(CallId, u64)> {
+        let slots = (0u32..).zip(&self.slots);
+        let sent = slots.filter_map(|(index, slot)| match slot.sent_to()? {
+            Target::Lane { lane, offset } if lane == over => {
+                Some((CallId::new(index, slot.generation), offset))
+            }
+            _ => None,
+        });
+        sent.collect()
     }
 
     /// Whether a call went over this lane, so that an answer from there is an answer to it.
@@ -284,6 +412,23 @@ impl<F> CallTable<F> {
         (slot.phase == Phase::Waiting).then_some(slot.deadline)
     }
 
+    /// The call is put into a queue. Says whether it stood in none: it must be in one only, however often it is polled.
+    pub(crate) fn enlist(&mut self, id: CallId) -> bool {
+        self.find(id).is_some_and(|slot| !std::mem::replace(&mut slot.is_listed, true))
+    }
+
+    /// The call was taken out of its queue.
+    pub(crate) fn delist(&mut self, id: CallId) {
+        if let Some(slot) = self.find(id) {
+            slot.is_listed = false;
+        }
+    }
+
+    /// Whether the call stands in a queue.
+    pub(crate) fn is_listed(&mut self, id: CallId) -> bool {
+        self.find(id).is_some_and(|slot| slot.is_listed)
+    }
+
     /// Notes whom to wake. Keeps the waker that is there if it wakes the same task.
     #[inline]
     pub(crate) fn register(&mut self, id: CallId, waker: &Waker) {
@@ -300,12 +445,19 @@ impl<F> CallTable<F> {
         let index = self.find_index(id)?;
         match &self.slots[index].waiter {
             Waiter::Task(waker) => Some(waker.clone()),
-            Waiter::Batch(batch) => self.batches[batch.0 as usize].waker.clone(),
+            Waiter::Batch(batch) => {
+                let queue = &mut self.batches[batch.0 as usize];
+                if self.slots[index].journey.is_some() {
+                    queue.again.push(id);
+                }
+                queue.waker.clone()
+            }
             _ => None,
         }
     }
 
-    /// Ends a call. `fill` writes the answer's frame; it runs only if the call is still open.
+    /// Ends a call. `fill` writes the answer's frame; it runs only if the call is still open. Gives the outcome, which for a
+    /// call that has moved on is that of all its attempts together.
     /// `None`: there is no such call any more, or it has its ending.
     #[inline]
     pub(crate) fn complete(
@@ -313,11 +465,16 @@ impl<F> CallTable<F> {
         id: CallId,
         ending: Ending,
         fill: impl FnOnce(&mut OwnedFrame),
-    ) -> Option<Wake<F>> {
+    ) -> Option<(Ending, Wake<F>)> {
         let slot = self.find(id)?;
         if slot.phase == Phase::Done {
             return None;
         }
+        let ending = match &slot.journey {
+            Some(journey) => journey.conclude(ending),
+            None => ending,
+        };
+        slot.keeps_request = false;
         if matches!(ending, Ending::Reply | Ending::Rejected) {
             fill(slot.answer.get_or_insert_with(pool::take));
         }
@@ -327,12 +484,12 @@ impl<F> CallTable<F> {
             Waiter::Batch(batch) => {
                 let queue = &mut self.batches[batch.0 as usize];
                 queue.done.push(id.slot());
-                return Some(queue.waker.take().map_or(Wake::Nobody, Wake::Task));
+                return Some((ending, queue.waker.take().map_or(Wake::Nobody, Wake::Task)));
             }
-            Waiter::Nobody => return Some(Wake::Nobody),
+            Waiter::Nobody => return Some((ending, Wake::Nobody)),
             Waiter::Task(_) | Waiter::Forward(_) => {}
         }
-        Some(match std::mem::replace(&mut slot.waiter, Waiter::Nobody) {
+        let wake = match std::mem::replace(&mut slot.waiter, Waiter::Nobody) {
             Waiter::Task(waker) => Wake::Task(waker),
             Waiter::Forward(forward) => {
                 let answer = slot.answer.take().unwrap_or_else(pool::take);
@@ -340,7 +497,8 @@ impl<F> CallTable<F> {
                 Wake::Forward(forward, ending, answer)
             }
             Waiter::Nobody | Waiter::Batch(_) => Wake::Nobody,
-        })
+        };
+        Some((ending, wake))
     }
 
     /// The ending of a call, if it has one; the slot is free afterwards.
@@ -369,6 +527,11 @@ impl<F> CallTable<F> {
         slot.phase = Phase::Free;
         slot.next = self.free;
         slot.waiter = Waiter::Nobody;
+        slot.keeps_request = false;
+        slot.bound_for = None;
+        if slot.journey.is_some() {
+            slot.journey = None;
+        }
         self.free = index;
         self.live -= 1;
     }
@@ -402,7 +565,7 @@ impl<F> CallTable<F> {
                 continue;
             }
             let id = CallId::new(index as u32, slot.generation);
-            if let Some(wake) = self.complete(id, ending, |_| ()) {
+            if let Some((ending, wake)) = self.complete(id, ending, |_| ()) {
                 ended(ending, wake, target.map(|target| (id, target)));
             }
         }
@@ -449,7 +612,7 @@ impl<F> CallTable<F> {
             };
             let Some(ending) = ending else { continue };
             let id = CallId::new(index as u32, slot.generation);
-            if let Some(wake) = self.complete(id, ending, |_| ()) {
+            if let Some((ending, wake)) = self.complete(id, ending, |_| ()) {
                 ended(ending, wake);
             }
         }
@@ -465,6 +628,7 @@ impl<F> CallTable<F> {
         queue.open = true;
         queue.waker = None;
         queue.done.clear();
+        queue.again.clear();
         queue.done.reserve(in_flight);
         BatchId(index as u32)
     }
@@ -476,6 +640,11 @@ impl<F> CallTable<F> {
         if !queue.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             queue.waker = Some(waker.clone());
         }
+    }
+
+    /// Takes a call of the batch that shall be sent again.
+    pub(crate) fn batch_again(&mut self, batch: BatchId) -> Option<CallId> {
+        self.batches[batch.0 as usize].again.pop()
     }
 
     /// Takes the id, the token, the ending and the frame of a done slot of a batch. The slot is free afterwards; give the

@@ -29,7 +29,9 @@ use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use crossbeam_utils::atomic::AtomicCell;
 
+use crate::broadcast::Line;
 use crate::call::table::Ending;
+use crate::choice::Choice;
 use crate::error::{NotSent, Unknown};
 use crate::limits::CLIENT_CALLS_MAX;
 use crate::time::Time;
@@ -47,6 +49,8 @@ const LATE_MAX: Duration = Duration::from_millis(5);
 pub(crate) struct Parcel {
     pub(crate) ending: Ending,
     pub(crate) frame: Option<OwnedFrame>,
+    /// The answer to a broadcast.
+    pub(crate) lines: Option<Box<[Line]>>,
     terms: Terms,
 }
 
@@ -58,12 +62,14 @@ pub(crate) struct Terms {
     pub(crate) deadline: Time,
     /// Whether it ends at once where there is no room on the way.
     pub(crate) at_once: bool,
+    /// How its node is chosen.
+    pub(crate) choice: Choice,
 }
 
 impl Parcel {
     /// A request that has not been sent.
     pub(crate) fn new(frame: OwnedFrame, terms: Terms) -> Self {
-        Self { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), terms }
+        Self { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), lines: None, terms }
     }
 }
 
@@ -191,6 +197,15 @@ impl Promise {
         self.deliver();
     }
 
+    /// Answers a broadcast.
+    pub(crate) fn report(mut self, ending: Ending, lines: Box<[Line]>) {
+        if let Some(parcel) = self.parcel.as_mut() {
+            parcel.ending = ending;
+            parcel.lines = Some(lines);
+        }
+        self.deliver();
+    }
+
     fn deliver(&mut self) {
         let Some(parcel) = self.parcel.take() else { return };
         let completion = &self.completion;
@@ -247,10 +262,13 @@ impl Completions {
         })
     }
 
-    /// A call with this request; none if as many are in flight as may be.
+    /// A call with this request, whose caller is woken at `deadline`; none if as many are in flight as may be.
     #[inline]
-    pub(crate) fn open(self: &Arc<Self>, request: Parcel) -> Option<(Promise, Arc<CachePadded<Completion>>)> {
-        let deadline = request.terms.deadline.as_nanos();
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        request: Parcel,
+        deadline: Time,
+    ) -> Option<(Promise, Arc<CachePadded<Completion>>)> {
         let (parcel, completion) = match self.idle.pop() {
             Some((mut parcel, completion)) => {
                 *parcel = request;
@@ -259,7 +277,7 @@ impl Completions {
             None => (Box::new(request), self.make()?),
         };
         // Relaxed: `watch` comes later, with a fence.
-        completion.deadline.store(deadline, Ordering::Relaxed);
+        completion.deadline.store(deadline.as_nanos(), Ordering::Relaxed);
         Some((Promise { parcel: Some(parcel), completion: completion.clone() }, completion))
     }
 
@@ -284,6 +302,7 @@ impl Completions {
         if let Some(frame) = parcel.frame.take() {
             crate::pool::give(frame);
         }
+        parcel.lines = None;
         // Relaxed: the queue synchronises with whoever opens it next, and a hint to the watchdog needs no order.
         completion.deadline.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
         completion.state.store(0, Ordering::Relaxed);

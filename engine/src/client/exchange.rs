@@ -12,10 +12,13 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use catga_codec::{Contract, OwnedFrame};
+use catga_discovery::NodeId;
 use catga_discovery::sync::atomic::{Ordering, fence};
 use crossbeam_utils::CachePadded;
 
+use crate::broadcast::Line;
 use crate::call::table::Ending;
+use crate::choice::Choice;
 use crate::client::ClientShared;
 use crate::client::completion::{Completion, GivenUp, Parcel, Promise, Terms};
 use crate::client::inbox::Inbound;
@@ -28,7 +31,10 @@ pub(crate) struct Letter {
     pub(crate) frame: OwnedFrame,
     pub(crate) contract: fn() -> Contract,
     pub(crate) within: Duration,
+    /// The caller waits so much longer than the shard may take.
+    pub(crate) grace: Duration,
     pub(crate) at_once: bool,
+    pub(crate) choice: Choice,
 }
 
 /// An ending, and the frame of an answer.
@@ -38,6 +44,8 @@ pub(crate) type Answer = (Ending, Option<OwnedFrame>);
 pub(crate) struct Exchange<'a> {
     shared: &'a ClientShared,
     stage: Stage,
+    /// Of a broadcast that has ended.
+    lines: Option<Box<[Line]>>,
 }
 
 enum Stage {
@@ -57,7 +65,17 @@ struct InFlight {
 
 impl<'a> Exchange<'a> {
     pub(crate) fn new(shared: &'a ClientShared) -> Self {
-        Self { shared, stage: Stage::Unsent }
+        Self { shared, stage: Stage::Unsent, lines: None }
+    }
+
+    /// The lines of a broadcast's report, once it has ended and if it came so far.
+    pub(crate) fn take_lines(&mut self) -> Option<Box<[Line]>> {
+        self.lines.take()
+    }
+
+    /// The id of the engine's node; none without a cluster.
+    pub(crate) fn node(&self) -> Option<&NodeId> {
+        self.shared.node.as_ref()
     }
 
     /// Sends what `write` writes, if that has not been done, and looks for the answer.
@@ -97,7 +115,7 @@ impl<'a> Exchange<'a> {
         &self,
         write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
     ) -> Result<(InFlight, Promise), NotSent> {
-        let Letter { shard, frame, contract, within, at_once } = write(self.shared)?;
+        let Letter { shard, frame, contract, within, grace, at_once, choice } = write(self.shared)?;
         if within.is_zero() {
             return Err(NotSent::Deadline);
         }
@@ -105,8 +123,9 @@ impl<'a> Exchange<'a> {
             return Err(NotSent::Stopping);
         }
         let deadline = self.shared.clock.now() + within;
-        let parcel = Parcel::new(frame, Terms { contract, deadline, at_once });
-        let (promise, completion) = self.shared.calls.open(parcel).ok_or(NotSent::TooManyCalls)?;
+        let parcel = Parcel::new(frame, Terms { contract, deadline, at_once, choice });
+        let deadline = deadline + grace;
+        let (promise, completion) = self.shared.calls.open(parcel, deadline).ok_or(NotSent::TooManyCalls)?;
         Ok((InFlight { completion, deadline, shard, at_once }, promise))
     }
 
@@ -174,8 +193,9 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn open(&self, mut parcel: Box<Parcel>, completion: Arc<CachePadded<Completion>>) -> Answer {
+    fn open(&mut self, mut parcel: Box<Parcel>, completion: Arc<CachePadded<Completion>>) -> Answer {
         let answer = (parcel.ending, parcel.frame.take());
+        self.lines = parcel.lines.take();
         self.shared.calls.close(parcel, completion);
         answer
     }

@@ -12,6 +12,7 @@ use catga_discovery::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 
 use crate::client::completion::{Promise, guarded};
+use crate::lane::events::Publication;
 use crate::lane::io::LaneIo;
 use crate::ring::doorbell::{Doorbell, EventFd};
 
@@ -21,6 +22,8 @@ pub(crate) enum Inbound {
     Call(Promise),
     /// An event.
     Event(OwnedFrame),
+    /// An event for other nodes. In a box, so that this stays small.
+    Publication(Box<Publication>),
     /// A lane that another shard accepted and greeted for this one.
     Lane(Box<LaneIo>),
 }
@@ -61,7 +64,7 @@ impl Inbox {
         fence(Ordering::SeqCst);
         self.doorbell.ring_behind_fence();
         if self.closed.load(Ordering::Relaxed) {
-            self.empty();
+            drop(self.empty()); // the peer of a lane sees the connection end
         }
         Ok(())
     }
@@ -120,25 +123,31 @@ impl Inbox {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// No more: what is in the queue, or comes too late, is told that the engine is stopping.
-    pub(crate) fn close(&self) {
+    /// No more: calls that are in the queue, or come too late, are told that the engine is stopping. Gives the lanes that were
+    /// in it: what their peers have sent is still served.
+    pub(crate) fn close(&self) -> Vec<LaneIo> {
         // Release: pairs with the Acquire in `is_closed`; the fence pairs with the one in `push`.
         self.closed.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
-        self.empty();
+        self.empty()
     }
 
-    fn empty(&self) {
+    fn empty(&self) -> Vec<LaneIo> {
+        let mut lanes = Vec::new();
         // Dropping a promise tells its caller.
         while let Some(inbound) = self.queue.pop() {
             let turned_away = match inbound {
                 Inbound::Call(_) => &self.calls_turned_away,
-                Inbound::Event(_) => &self.events_turned_away,
-                Inbound::Lane(_) => continue, // its peer sees the connection end
+                Inbound::Event(_) | Inbound::Publication(_) => &self.events_turned_away,
+                Inbound::Lane(lane) => {
+                    lanes.push(*lane);
+                    continue;
+                }
             };
             turned_away.fetch_add(1, Ordering::Relaxed); // a count: partners with `turned_away`
         }
         self.made_room(usize::MAX);
+        lanes
     }
 
     /// Calls and events that came in and were not taken, because the shard stopped.

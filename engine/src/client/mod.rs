@@ -18,15 +18,19 @@ use std::task::{Context as TaskContext, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
+use catga_codec::hash::hash_u64;
 use catga_codec::{CallId, Contract, EncodeError, Event, Flags, Header, Kind, Request};
+use catga_discovery::NodeId;
 use catga_discovery::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::broadcast::ClientBroadcast;
+use crate::choice::{Choice, Route};
 use crate::client::completion::Completions;
 use crate::client::exchange::{Exchange, Letter};
 use crate::client::inbox::{Inbound, Inbox};
 use crate::engine::EngineId;
 use crate::error::{CallError, NotSent, PublishError};
+use crate::lane::events::Publication;
 use crate::pool;
 use crate::reply::{Reply, conclude};
 use crate::route::{Recipients, RouteTable};
@@ -39,6 +43,8 @@ pub(crate) struct ClientShared {
     pub(crate) inboxes: Box<[Arc<Inbox>]>,
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) deadline: Duration,
+    /// The id of the engine's node; none without a cluster.
+    pub(crate) node: Option<NodeId>,
     pub(crate) calls: Arc<Completions>,
     pub(crate) clock: Clock,
     /// Round robin over shards that can take a call equally well.
@@ -51,9 +57,23 @@ impl ClientShared {
         inboxes: Box<[Arc<Inbox>]>,
         routes: Arc<RouteTable>,
         deadline: Duration,
+        node: Option<NodeId>,
     ) -> Self {
         let (calls, clock, next) = (Completions::new(), Clock::default(), AtomicUsize::new(0));
-        Self { engine, inboxes, routes, deadline, calls, clock, next }
+        Self { engine, inboxes, routes, deadline, node, calls, clock, next }
+    }
+
+    /// The shard that tells other nodes of events with this hash: the same one for as long as it is not stuck.
+    fn herald(&self, hash: u64) -> Option<u16> {
+        self.routes.stuck.next_among(self.inboxes.len(), hash as usize, |place| place as u16)
+    }
+
+    fn push(&self, shard: u16, event: Inbound) -> Result<(), PublishError> {
+        let inbox = &self.inboxes[usize::from(shard)];
+        if inbox.is_closed() {
+            return Err(PublishError::Stopping);
+        }
+        inbox.push(event).map_err(|_| PublishError::Full)
     }
 
     /// The shard for a message that is handled there: the owner of its key, else those that handle it in turn.
@@ -119,11 +139,13 @@ impl Client {
         ClientCall { manner, ..self.send(request) }
     }
 
-    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard), on all shards
-    /// in parallel; the future ends in a [`Report`](crate::Report) of how that went.
+    /// Delivers an event to every listening service instance (a keyed one: to those of its key's shard on each node), on all
+    /// shards and nodes in parallel; the future ends in a [`Report`](crate::Report) with a line for each node.
     ///
-    /// Nothing is sent before the future is polled. Cost: as [`send`](Self::send) to one of the listening shards, which
-    /// makes the broadcast: see [`Context::broadcast`](crate::Context::broadcast).
+    /// Nothing is sent before the future is polled. The report comes
+    /// [`REPORT_GRACE`](crate::limits::REPORT_GRACE) after the deadline at the latest, so that lines that have come to nothing
+    /// by then leave the others their own. Cost: as [`send`](Self::send) to one of the listening shards, or to any if none here
+    /// listens; that shard makes the broadcast: see [`Context::broadcast`](crate::Context::broadcast).
     pub fn broadcast<'a, E: Event>(&'a self, event: &'a E) -> ClientBroadcast<'a, E> {
         ClientBroadcast::new(&self.shared, event)
     }
@@ -138,23 +160,44 @@ impl Client {
         self.send(request).block()
     }
 
-    /// Publishes an event to every service that listens. Does not wait for them.
+    /// Publishes an event to every service that listens, here and on every other node that is up: see
+    /// [`Context::publish`](crate::Context::publish). Does not wait for them.
+    ///
+    /// Cost: one archive, and for each listening shard of this node a copy and a push into its inbox. In a cluster one push
+    /// more, and an allocation: one shard, for events of the same type and key always the same, tells the other nodes.
     ///
     /// # Errors
-    /// [`PublishError`] says what the event has reached.
+    /// [`PublishError`] says what the event has reached. What is dropped on the way to another node is no error here; it is
+    /// counted.
     pub fn publish<E: Event>(&self, event: &E) -> Result<(), PublishError> {
         let listeners = self.shared.routes.listeners(E::type_index().get());
-        let Some(recipients) = listeners.map(|listeners| listeners.place(event.key())) else { return Ok(()) };
-        for &shard in recipients.shards() {
-            let mut frame = pool::take();
-            frame.encode(event_header(event), event).map_err(|_| PublishError::TooLarge)?;
-            let inbox = &self.shared.inboxes[usize::from(shard)];
-            if inbox.is_closed() {
-                return Err(PublishError::Stopping);
-            }
-            inbox.push(Inbound::Event(frame)).map_err(|_| PublishError::Full)?;
+        let recipients = listeners.map(|listeners| listeners.place(event.key()));
+        let shards = recipients.as_ref().map_or(&[][..], Recipients::shards);
+        let clustered = self.shared.node.is_some();
+        if shards.is_empty() && !clustered {
+            return Ok(());
         }
-        Ok(())
+        let mut frame = pool::take();
+        frame.encode(event_header(event), event).map_err(|_| PublishError::TooLarge)?;
+        let (last, others) = match shards.split_last() {
+            Some((last, others)) if !clustered => (Some(last), others),
+            _ => (None, shards),
+        };
+        for &shard in others {
+            let mut copy = pool::take();
+            if let Some(local) = frame.local() {
+                copy.copy_local(local);
+            }
+            self.shared.push(shard, Inbound::Event(copy))?;
+        }
+        match last {
+            Some(&shard) => self.shared.push(shard, Inbound::Event(frame)),
+            None => {
+                let contract = Contract::of_event::<E>;
+                let shard = self.shared.herald(hash_u64(E::ID.0 ^ event.key())).ok_or(PublishError::Full)?;
+                self.shared.push(shard, Inbound::Publication(Box::new(Publication { frame, contract })))
+            }
+        }
     }
 }
 
@@ -218,6 +261,12 @@ impl<R: Request> ClientCall<'_, R> {
         self
     }
 
+    /// Which node the call goes to: see [`Route`].
+    pub fn route(mut self, route: Route) -> Self {
+        self.manner.choice = Choice::from(&route);
+        self
+    }
+
     /// Blocks this thread until the outcome.
     ///
     /// # Errors
@@ -250,8 +299,9 @@ impl<R: Request> ClientCall<'_, R> {
         let recipients =
             shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
         let shard = shared.shard_for(recipients)?;
-        let contract = Contract::of_request::<R>;
-        Ok(Letter { shard, frame, contract, within, at_once: manner.at_once })
+        let Manner { at_once, choice, .. } = manner;
+        let (contract, grace) = (Contract::of_request::<R>, Duration::ZERO);
+        Ok(Letter { shard, frame, contract, within, grace, at_once, choice })
     }
 }
 

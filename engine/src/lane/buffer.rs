@@ -180,7 +180,8 @@ impl SendBuffer {
     #[must_use]
     pub(crate) fn new(bytes_max: usize) -> Self {
         let bytes_max = padded(bytes_max.max(SEND_START_BYTES));
-        Self { memory: zeroed(SEND_START_BYTES), base: 0, first: 0, begin: 0, end: 0, bytes_max, calm: 0 }
+        // Memory comes with the first frame: a connection that says nothing costs none.
+        Self { memory: zeroed(0), base: 0, first: 0, begin: 0, end: 0, bytes_max, calm: 0 }
     }
 
     /// Queues one frame: `write` gets at least `room` and at most `max` bytes from an aligned start and returns the
@@ -321,7 +322,7 @@ impl SendBuffer {
         if fits && (live <= 3 * self.first || self.memory.len() >= self.bytes_max) {
             self.memory.copy_within(self.first..self.end, 0);
         } else {
-            let bytes = padded(wanted).max(2 * self.memory.len()).min(self.bytes_max);
+            let bytes = padded(wanted).max(SEND_START_BYTES).max(2 * self.memory.len()).min(self.bytes_max);
             let mut memory = AlignedVec::with_capacity(bytes);
             memory.extend_from_slice(&self.memory[self.first..self.end]);
             memory.resize(bytes, 0);

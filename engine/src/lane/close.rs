@@ -24,7 +24,7 @@ pub(crate) enum CloseReason {
     Disconnected = 5,
     /// Nothing was heard for [`SILENCE`](super::pulse::SILENCE).
     Silent = 6,
-    /// The greeting was not done within [`GREETING_TIMEOUT`](super::pulse::GREETING_TIMEOUT).
+    /// The greetings and the proof were not done within [`GREETING_TIMEOUT`](super::pulse::GREETING_TIMEOUT).
     GreetingTimeout = 7,
     /// The other side does not read what is sent to it.
     SlowReader = 8,
@@ -40,9 +40,9 @@ pub(crate) enum CloseReason {
     UnexpectedPeer = 13,
     /// The dialer asked for a shard that the node does not have.
     NoSuchShard = 14,
-    /// A frame came before the greeting was done.
+    /// A frame came before the greetings and the proof were done.
     FrameBeforeGreeting = 15,
-    /// A greeting came on a lane that has had its greeting.
+    /// A greeting, or a proof, came on a lane that has had it.
     SecondGreeting = 16,
     /// The dialer welcomed, or the acceptor said hello.
     WrongRole = 17,
@@ -60,6 +60,10 @@ pub(crate) enum CloseReason {
     UnexpectedAnswer = 23,
     /// The peer gave a reason that this node does not know.
     Unrecognized = 24,
+    /// A proof of the cluster's key that does not fit the greetings.
+    WrongKey = 25,
+    /// One side has a cluster key, and the other has none.
+    KeyMissing = 26,
 }
 
 impl CloseReason {
@@ -78,11 +82,17 @@ impl CloseReason {
         )
     }
 
+    /// Whether a side did not prove that it has the cluster's key.
+    #[must_use]
+    pub(crate) const fn is_unproven(self) -> bool {
+        matches!(self, Self::WrongKey | Self::KeyMissing)
+    }
+
     /// Number of reasons.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in the order of [`index`](Self::index).
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Done,
         Self::Stopping,
         Self::Surplus,
@@ -107,6 +117,8 @@ impl CloseReason {
         Self::TooManyCalls,
         Self::UnexpectedAnswer,
         Self::Unrecognized,
+        Self::WrongKey,
+        Self::KeyMissing,
     ];
 
     /// The number that travels.
@@ -159,6 +171,8 @@ impl CloseReason {
             Self::TooManyCalls => "too_many_calls",
             Self::UnexpectedAnswer => "unexpected_answer",
             Self::Unrecognized => "unrecognized",
+            Self::WrongKey => "wrong_key",
+            Self::KeyMissing => "key_missing",
         }
     }
 }
@@ -226,6 +240,13 @@ impl fmt::Display for CloseReason {
                 "an answer came without a call; this is a defect of the node that sent it"
             }
             Self::Unrecognized => "the peer gave a reason that this node does not know; update the older node",
+            Self::WrongKey => {
+                "the proof of the cluster key does not fit; give both nodes the same `.key(..)`, and if they have it, \
+                 see whether something between them alters or repeats the bytes"
+            }
+            Self::KeyMissing => {
+                "one of the two nodes has a cluster key and the other has none; give both the same `.key(..)`"
+            }
         })
     }
 }

@@ -14,20 +14,29 @@ use catga_codec::padded;
 use catga_discovery::NodeId;
 
 use super::greeting::{CALLS_MAX, GREETING_BYTES_MAX, Greeting};
+use super::key::ClusterKey;
+use super::proof::PROOF_BYTES;
+
+/// The longest frame before a lane is open: a Welcome.
+pub(crate) const OPENING_FRAME_BYTES_MAX: usize = HEADER_BYTES + GREETING_BYTES_MAX + PROOF_BYTES;
 
 /// Unsent bytes beyond which requests and events wait, unless configured otherwise.
 pub(crate) const SEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// Room for one answer in line.
 const ANSWER_BYTES: usize = padded(HEADER_BYTES + REPLY_INLINE_BYTES);
-/// Room for the lane's own frames: at most a greeting, a heartbeat and a Close wait at a time.
-const OWN_BYTES: usize = padded(HEADER_BYTES + GREETING_BYTES_MAX) + 4 * HEADER_BYTES;
+/// Room for the lane's own frames: at most a greeting and its proof, a proof in a frame of its own, a heartbeat, a notice
+/// and a Close wait at a time.
+const OWN_BYTES: usize =
+    padded(OPENING_FRAME_BYTES_MAX) + padded(HEADER_BYTES + PROOF_BYTES) + 4 * HEADER_BYTES;
 
 /// What a lane is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneConfig {
-    /// What this side says of itself.
+    /// What this side says of itself. Its nonce has not been used before; whether it is `keyed`, the lane fills in.
     pub(crate) greeting: Greeting,
+    /// What the peer has to prove that it has, too.
+    pub(crate) key: ClusterKey,
     /// The only peer to agree with, if the dialer knows whom it dials.
     pub(crate) expected_peer: Option<NodeId>,
     /// Unsent bytes beyond which requests and events wait; [`SEND_BYTES_MAX`] by custom, 1 GiB at most.

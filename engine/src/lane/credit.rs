@@ -36,7 +36,7 @@ impl Class {
             Kind::Event => Self::Ask,
             Kind::Cancel => Self::Cancel,
             Kind::Reply | Kind::Rejected | Kind::Refused | Kind::Failed | Kind::Handled => Self::Answer,
-            Kind::Heartbeat | Kind::Hello | Kind::Welcome | Kind::Close => Self::Own,
+            Kind::Heartbeat | Kind::Hello | Kind::Welcome | Kind::Close | Kind::Proof => Self::Own,
         }
     }
 }

@@ -4,12 +4,15 @@
 //! about the peer:
 //!
 //! ```text
-//!   0 magic 8 | 8 version_min u16 | 10 version_max u16 | 12 shard u16 | 14 shards u16 | 16 wanted_shard u16 | 18 zero u16
+//!   0 magic 8 | 8 version_min u16 | 10 version_max u16 | 12 shard u16 | 14 shards u16 | 16 wanted_shard u16 | 18 flags u16
 //!  20 frame_bytes_max u32 | 24 calls_max u32 | 28 contracts u32 | 32 incarnation u64 | 40 nonce 16
-//!  56 cluster: u16 + text | node: u16 + text | extensions: u32 + bytes, skipped (room for a proof of the cluster's key)
+//!  56 cluster: u16 + text | node: u16 + text | endpoint: u16 + text | extensions: u32 + bytes, skipped
 //!     each contract: id u64, fingerprint u64, kind u8, serves u8, name: u16 + text, fields u16
 //!         each field: fingerprint u64, path: u16 + text
 //! ```
+//!
+//! Of the flags, 1 says that the node has a cluster key; others mean nothing yet. Behind the greeting of a Welcome comes
+//! the acceptor's proof (see [`proof`](super::proof)).
 //!
 //! Versions never change the order or size of these; what is new goes into the extensions. Reading it cannot panic, and
 //! allocates only in proportion to bytes that are there: each count is capped and checked against what is left.
@@ -34,10 +37,14 @@ pub(crate) const FIELDS_MAX: usize = CONTRACT_FIELDS_MAX;
 pub(crate) const PATH_BYTES_MAX: usize = 4096;
 /// The longest name of a cluster.
 pub(crate) const CLUSTER_NAME_BYTES_MAX: usize = 128;
+/// The longest text of an endpoint.
+pub(crate) const ENDPOINT_BYTES_MAX: usize = 256;
 /// The most unanswered calls that a side may grant.
 pub(crate) const CALLS_MAX: u32 = 1 << 20;
 
 const MAGIC: [u8; 8] = *b"catga/ln";
+/// The flag of a node that has a cluster key.
+const KEYED: u16 = 1;
 const CONTRACT_BYTES_MIN: usize = 22;
 const FIELD_BYTES_MIN: usize = 10;
 
@@ -68,8 +75,12 @@ pub(crate) struct Greeting {
     pub(crate) frame_bytes_max: u32,
     /// How many unanswered calls it accepts at once, at most [`CALLS_MAX`]; 0 if it serves nothing.
     pub(crate) calls_max: u32,
-    /// Fresh random bytes for a proof of the cluster's key; zero while nothing is proven.
+    /// Random bytes, fresh for each lane: they make each proof of the cluster's key good for one lane only.
     pub(crate) nonce: [u8; 16],
+    /// Whether it has a cluster key.
+    pub(crate) keyed: bool,
+    /// Where it is reached, as text: an address with a port, or what else later versions know.
+    pub(crate) endpoint: Arc<str>,
     /// The messages it knows.
     pub(crate) offers: Arc<[Offer]>,
 }
@@ -109,7 +120,8 @@ impl Greeting {
         self.check()?;
         let mut out = Vec::with_capacity(1024);
         out.extend_from_slice(&MAGIC);
-        for word in [self.version_min, self.version_max, self.shard, self.shards, self.wanted_shard, 0] {
+        let flags = if self.keyed { KEYED } else { 0 };
+        for word in [self.version_min, self.version_max, self.shard, self.shards, self.wanted_shard, flags] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         for word in [self.frame_bytes_max, self.calls_max, self.offers.len() as u32] {
@@ -119,6 +131,7 @@ impl Greeting {
         out.extend_from_slice(&self.nonce);
         put_text(&mut out, &self.cluster);
         put_text(&mut out, self.node.as_str());
+        put_text(&mut out, &self.endpoint);
         out.extend_from_slice(&0u32.to_le_bytes()); // no extensions yet
         for offer in self.offers.iter() {
             out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -153,13 +166,14 @@ impl Greeting {
         }
         let (version_min, version_max) = (reader.u16("versions")?, reader.u16("versions")?);
         let (shard, shards) = (reader.u16("shards")?, reader.u16("shards")?);
-        let (wanted_shard, _zero) = (reader.u16("shards")?, reader.u16("shards")?);
+        let (wanted_shard, flags) = (reader.u16("shards")?, reader.u16("shards")?);
         let (frame_bytes_max, calls_max) = (reader.u32("limits")?, reader.u32("limits")?);
         let count = reader.u32("the number of contracts")? as usize;
         let incarnation = Incarnation(reader.u64("the incarnation")?);
         let nonce = reader.array("the nonce")?;
         let cluster = reader.text("cluster name", CLUSTER_NAME_BYTES_MAX)?.into();
         let node = NodeId::new(reader.text("node id", NodeId::BYTES_MAX)?)?;
+        let endpoint = reader.text("endpoint", ENDPOINT_BYTES_MAX)?.into();
         let extension_bytes = reader.u32("the extensions")? as usize;
         reader.take(extension_bytes, "the extensions")?;
         let count = reader.counted("number of contracts", count, CONTRACTS_MAX, CONTRACT_BYTES_MIN)?;
@@ -182,6 +196,8 @@ impl Greeting {
             frame_bytes_max,
             calls_max,
             nonce,
+            keyed: flags & KEYED != 0,
+            endpoint,
             offers: offers.into(),
         };
         greeting.check()?;
@@ -205,6 +221,7 @@ impl Greeting {
         within("number of calls", self.calls_max as usize, 0, CALLS_MAX as usize, "at most 1,048,576")?;
         let cluster = self.cluster.len();
         within("length of the cluster name", cluster, 1, CLUSTER_NAME_BYTES_MAX, "from 1 to 128 bytes")?;
+        within("length of the endpoint", self.endpoint.len(), 1, ENDPOINT_BYTES_MAX, "from 1 to 256 bytes")?;
         within("number of contracts", self.offers.len(), 0, CONTRACTS_MAX, "at most 4096")?;
         for offer in self.offers.iter() {
             within(

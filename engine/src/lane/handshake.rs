@@ -2,7 +2,8 @@
 //!
 //! Each sends one [`Greeting`]: the dialer in a Hello, the acceptor in a Welcome once it has agreed. [`agree`] compares
 //! the two and yields the [`Agreement`] that the lane keeps, or the error that ends it. Both sides see the same two
-//! greetings, so they agree on the same things.
+//! greetings, so they agree on the same things; and both prove that they have seen them, with the cluster's key, before
+//! the lane opens: see [`opening`](super::opening).
 //!
 //! A contract that differs does not end the lane: that one message is refused, with the first field that differs, and
 //! all others pass. So a cluster can be updated node by node, and a message is never misread.
@@ -10,7 +11,7 @@
 use std::sync::Arc;
 
 use catga_codec::{Contract, ContractKind, MessageId};
-use catga_discovery::{Incarnation, NodeId, NodeIdError};
+use catga_discovery::{Incarnation, Node, NodeId, NodeIdError};
 
 use super::close::CloseReason;
 use super::greeting::{Greeting, Offer};
@@ -105,6 +106,22 @@ pub(crate) enum HandshakeError {
         /// How many there are.
         shards: u16,
     },
+    /// One side has a key, and the other has none.
+    #[error("{} has a cluster key, and {} has none; give both the same `.key(..)`", side(*.here), side(!.here))]
+    KeyMissing {
+        /// Whether it is this side that has one.
+        here: bool,
+    },
+    /// The proof is not that of this key and these greetings.
+    #[error(
+        "the peer's proof of the cluster key does not fit; give both nodes the same `.key(..)`, and if they have it, see \
+         whether something between them alters or repeats the bytes"
+    )]
+    WrongKey,
+}
+
+const fn side(here: bool) -> &'static str {
+    if here { "this node" } else { "the peer" }
 }
 
 impl HandshakeError {
@@ -123,6 +140,8 @@ impl HandshakeError {
             Self::Myself(_) => CloseReason::ConnectedToSelf,
             Self::UnexpectedPeer { .. } => CloseReason::UnexpectedPeer,
             Self::NoSuchShard { .. } => CloseReason::NoSuchShard,
+            Self::KeyMissing { .. } => CloseReason::KeyMissing,
+            Self::WrongKey => CloseReason::WrongKey,
         }
     }
 }
@@ -136,6 +155,8 @@ pub(crate) struct Agreement {
     pub(crate) peer: NodeId,
     /// Which life of it.
     pub(crate) incarnation: Incarnation,
+    /// Where that node is reached, as it says itself; not parsed here.
+    pub(crate) endpoint: Arc<str>,
     /// How many shards it has.
     pub(crate) peer_shards: u16,
     /// Its shard at the other end of the lane.
@@ -168,6 +189,18 @@ pub(crate) enum Verdict {
 }
 
 impl Agreement {
+    /// The peer as a node of the cluster; `None` if nobody could dial where it says that it is.
+    #[must_use]
+    pub(crate) fn node(&self) -> Option<Node> {
+        let served = self.offers.iter().filter(|offer| offer.serves);
+        Some(Node {
+            id: self.peer.clone(),
+            incarnation: self.incarnation,
+            endpoint: self.endpoint.parse().ok()?,
+            shards: self.peer_shards,
+            handles: served.map(|offer| (offer.id, offer.fingerprint)).collect(),
+        })
+    }
     /// The verdict on a contract that this side's greeting did not list, because it only sends the message; `None` if
     /// the peer's did not either. Slow: keep the answer.
     #[must_use]
@@ -210,6 +243,9 @@ pub(crate) fn agree(
     if ours.cluster != theirs.cluster {
         return Err(HandshakeError::Cluster { ours: ours.cluster.clone(), theirs: theirs.cluster.clone() });
     }
+    if ours.keyed != theirs.keyed {
+        return Err(HandshakeError::KeyMissing { here: ours.keyed });
+    }
     if ours.node == theirs.node {
         return Err(HandshakeError::Myself(ours.node.clone()));
     }
@@ -233,6 +269,7 @@ pub(crate) fn agree(
         version,
         peer: theirs.node.clone(),
         incarnation: theirs.incarnation,
+        endpoint: theirs.endpoint.clone(),
         peer_shards: theirs.shards,
         peer_shard: theirs.shard,
         shard,

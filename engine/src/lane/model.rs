@@ -8,21 +8,26 @@
 //! - credits are conserved: unanswered here = asks on their way + owed there + answers on their way;
 //! - unsent bytes stay within the bounds, offsets are where the stream says;
 //! - only altered bytes make a lane call the other one faulty;
+//! - of a greeting or proof no bit is altered that anyone opens a lane by;
 //! - a frame whose fate is "not sent" or "not taken" never arrived and never will.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
-use catga_codec::{CallId, ContractKind, FieldPrint, Flags, Header, Kind, MessageId};
+use catga_codec::limits::HEADER_BYTES;
+use catga_codec::{CallId, ContractKind, FieldPrint, Flags, Header, Kind, MessageId, padded};
 use catga_discovery::{Incarnation, NodeId};
 
 use super::buffer::ReceiveBuffer;
 use super::close::CloseReason;
-use super::config::{Bounds, LaneConfig};
+use super::config::{Bounds, LaneConfig, OPENING_FRAME_BYTES_MAX};
 use super::credit::Class;
 use super::greeting::{Greeting, Offer, PROTOCOL_VERSION};
 use super::handshake::{Role, agree};
+use super::key::ClusterKey;
 use super::outcome::{Fate, SendError, Step};
+use super::proof::PROOF_BYTES;
 use super::protocol::Lane;
 use crate::time::Time;
 
@@ -47,18 +52,59 @@ pub(crate) fn greeting(name: &str) -> Greeting {
         wanted_shard: 1,
         frame_bytes_max: 8192,
         calls_max: 8,
-        nonce: [0; 16],
+        nonce: catga_codec::hash::hash64(name.as_bytes()).to_le_bytes().repeat(2).try_into().unwrap(),
+        keyed: true,
+        endpoint: "10.0.0.1:5001".into(),
         offers: [offer("place", ContractKind::Request, 1), offer("placed", ContractKind::Event, 2)].into(),
     }
 }
 
-/// A lane of node `name` with narrow bounds.
+/// A lane of node `name` with narrow bounds, in a cluster with a key.
 pub(crate) fn config(name: &str) -> LaneConfig {
-    LaneConfig { greeting: greeting(name), expected_peer: None, send_bytes_max: 16 * 1024 }
+    let key = ClusterKey::new(b"the key of the tests").unwrap();
+    LaneConfig { greeting: greeting(name), key, expected_peer: None, send_bytes_max: 16 * 1024 }
 }
 
-/// Reads any bytes as a greeting; what is accepted must survive a round trip, and any comparison.
+/// What `kind` of own frame with this payload looks like on the wire.
+pub(crate) fn own_frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let length = HEADER_BYTES + payload.len();
+    let mut frame = vec![0; padded(length)];
+    Header { length: length as u32, ..Header::new(kind) }.write(&mut frame);
+    frame[HEADER_BYTES..length].copy_from_slice(payload);
+    frame
+}
+
+/// Whether a lane is open after one frame.
+fn opens(lane: &mut Lane, mut frame: &[u8]) -> bool {
+    let mut input = ReceiveBuffer::new();
+    while !frame.is_empty() {
+        let space = input.space();
+        let (now, rest) = frame.split_at(space.len().min(frame.len()));
+        space[..now.len()].copy_from_slice(now);
+        input.filled(now.len());
+        frame = rest;
+        if let Step::Incomplete { needed } = lane.next_frame(input.bytes()) {
+            input.need(needed);
+        }
+    }
+    lane.is_open()
+}
+
+/// Takes any bytes as each part of a handshake: who does not have the key opens no lane. Reads them as a greeting too;
+/// what is accepted must survive a round trip, and any comparison.
 pub(crate) fn fuzz_handshake(data: &[u8]) {
+    if data.len() <= OPENING_FRAME_BYTES_MAX - HEADER_BYTES {
+        let (mut dialer, mut acceptor) =
+            (Lane::dial(config("here"), Time::ZERO), Lane::accept(config("there"), Time::ZERO));
+        let hello = dialer.unsent().to_vec();
+        assert!(!opens(&mut dialer, &own_frame(Kind::Welcome, data)));
+        assert!(!opens(&mut acceptor, &own_frame(Kind::Hello, data)));
+        // Whatever it welcomed, it was no dialer with the key that said hello.
+        assert!(!opens(&mut acceptor, &own_frame(Kind::Proof, data)));
+        let mut welcomed = Lane::accept(config("there"), Time::ZERO);
+        assert!(!opens(&mut welcomed, &hello) && welcomed.closed().is_none());
+        assert!(!opens(&mut welcomed, &own_frame(Kind::Proof, data)) && welcomed.closed().is_some());
+    }
     let Ok(theirs) = Greeting::decode(data) else { return };
     // Only the greeting's size as such may be what this version cannot write: extensions are skipped, not kept.
     let again = Greeting::decode(&theirs.encode().unwrap()).unwrap();
@@ -105,12 +151,21 @@ struct Side {
     /// Asks that arrived here and are not answered.
     to_answer: VecDeque<CallId>,
     opened: bool,
+    /// It has begun to leave, and heard that the other one does.
+    leaves: bool,
+    /// Where in this side's stream its greeting and proofs lie, as offsets of their bytes.
+    proven: [Range<u64>; 2],
+    /// Bits of these that are not as they were sent: place, and which one.
+    forged: HashSet<(u64, u8)>,
     bounds: Bounds,
 }
 
 impl Side {
-    fn new(lane: Lane, config: &LaneConfig) -> Self {
+    fn new(lane: Lane, config: &LaneConfig, proven: [Range<u64>; 2]) -> Self {
         Self {
+            leaves: false,
+            proven,
+            forged: HashSet::new(),
             lane,
             input: ReceiveBuffer::new(),
             wire: VecDeque::new(),
@@ -168,9 +223,16 @@ impl Pair {
     pub(crate) fn new() -> Self {
         let now = Time::from_nanos(1_000_000);
         let (here, there) = (config("here"), config("there"));
+        let payload = |start: usize, bytes: usize| {
+            let start = (start + HEADER_BYTES) as u64;
+            start..start + bytes as u64
+        };
+        let hello = here.greeting.encode().unwrap().len();
+        let welcome = there.greeting.encode().unwrap().len() + PROOF_BYTES;
+        let dialer = [payload(0, hello), payload(padded(HEADER_BYTES + hello), PROOF_BYTES)];
         let sides = [
-            Side::new(Lane::dial(here.clone(), now), &here),
-            Side::new(Lane::accept(there.clone(), now), &there),
+            Side::new(Lane::dial(here.clone(), now), &here, dialer),
+            Side::new(Lane::accept(there.clone(), now), &there, [payload(0, welcome), 0..0]),
         ];
         Self { sides, now, serial: 0, altered: false }
     }
@@ -190,6 +252,10 @@ impl Pair {
             13 if much >= 250 => drop(self.sides[side].lane.close(CloseReason::Done)),
             14 if much >= 250 => self.disconnect(),
             15 if much >= 128 => self.alter(side, usize::from(much)),
+            15 if much >= 120 => {
+                self.sides[side].lane.leave();
+                self.sides[side].leaves = true;
+            }
             _ => self.flush(side, usize::MAX),
         }
     }
@@ -314,11 +380,17 @@ impl Pair {
     }
 
     fn alter(&mut self, side: usize, place: usize) {
-        let wire = &mut self.sides[side].wire;
+        let Side { lane, wire, proven, forged, .. } = &mut self.sides[side];
         let place = place * 7 % wire.len().max(1);
+        let offset = lane.sent_total() - wire.len() as u64 + place as u64;
         if let Some(byte) = wire.get_mut(place) {
-            *byte ^= 1 << (place % 8);
+            let bit = (place % 8) as u8;
+            *byte ^= 1 << bit;
             self.altered = true;
+            // The same bit altered twice is what it was.
+            if proven.iter().any(|range| range.contains(&offset)) && !forged.remove(&(offset, bit)) {
+                forged.insert((offset, bit));
+            }
         }
     }
 
@@ -327,12 +399,16 @@ impl Pair {
         for (side, peer) in [(&self.sides[0], &self.sides[1]), (&self.sides[1], &self.sides[0])] {
             assert!(side.lane.unsent().len() <= side.bounds.held);
             assert_eq!(side.lane.is_open(), side.opened && side.lane.closed().is_none());
+            assert!(!side.opened || peer.forged.is_empty(), "a lane opened by what was altered");
             if side.lane.is_open() {
                 assert_eq!(side.lane.owed() as usize, side.to_answer.len());
             }
             if self.altered {
                 continue;
             }
+            let acceptor_first = side.opened && !peer.opened && side.proven[1].is_empty();
+            assert!(!acceptor_first, "the acceptor opens last");
+            assert!(!side.lane.peer_is_leaving() || peer.leaves, "a peer that stays was said to leave");
             if side.lane.is_open() && peer.lane.is_open() {
                 let travelling = side.on_way(Class::Ask) + peer.on_way(Class::Answer);
                 assert_eq!(side.lane.unanswered(), travelling + peer.lane.owed(), "credits are conserved");

@@ -4,10 +4,14 @@
 //! hands in bytes and `now`, and writes what [`Lane::unsent`] shows:
 //!
 //! ```text
-//!   dial    ── Hello ──▶  accept          Greeting ──agree──▶ Open ──▶ Closed
-//!           ◀─ Welcome ──                     └── disagree, timeout ──▶┘
+//!   dial    ── Hello ──▶  accept          Opening ──agree, prove──▶ Open ──▶ Closed
+//!           ◀─ Welcome ──                     └─── disagree, timeout ───────▶┘
+//!           ── Proof ──▶
 //!           ◀─ frames ─▶                  Request, Event ▶ answers ◀ Cancel ▶ Heartbeat ◀▶ Close ◀▶
 //! ```
+//!
+//! **Opening.** Both sides prove that they have the cluster's key before anything else passes: see
+//! [`opening`](super::opening).
 //!
 //! **Credits.** Each request is owed exactly one answer, and each side grants the other so many unanswered ones: see
 //! [`credit`](super::credit).
@@ -18,25 +22,39 @@
 //! **Ends.** Whatever ends a lane takes back the requests and events of which no byte has left, so that `NotSent` is
 //! true; answers already queued still go out before the Close frame. A Close tells how far its sender has read: what
 //! lies behind that point was never looked at. [`Lane::fate`] answers for each frame.
+//!
+//! **Leaving.** A side that will end soon says so first ([`Lane::leave`]), in a heartbeat with a code: the lane works on, and
+//! the peer has time to send what is new elsewhere.
+//!
+//! **Pauses.** A side that was not there for a while asks for an echo, in the same way: what comes before it is older than it
+//! says. See [`lag`](super::lag).
 
-use catga_codec::limits::{FRAME_INLINE_BYTES, FRAME_MAX_BYTES, HEADER_BYTES};
-use catga_codec::{
-    EncodeError, Flags, ForeignFrame, FrameError, Header, Kind, Message, Parsed, encode_frame,
-};
+use std::time::Duration;
+
+use catga_codec::limits::{FRAME_MAX_BYTES, HEADER_BYTES};
+use catga_codec::{EncodeError, Flags, ForeignFrame, FrameError, Header, Kind, Parsed};
 
 use super::buffer::{SendBuffer, Unwritten};
 use super::close::{CloseReason, Closed, Closer, LaneStats, Traffic};
-use super::config::{Bounds, LaneConfig};
+use super::config::{Bounds, LaneConfig, OPENING_FRAME_BYTES_MAX};
 use super::credit::{Class, Credits};
-use super::greeting::{GREETING_BYTES_MAX, Greeting};
-use super::handshake::{Agreement, Role, agree};
-use super::outcome::{Fate, Queued, SendError, Step};
+use super::handshake::Agreement;
+use super::lag::Lag;
+use super::opening::{Next, Opening};
+use super::outcome::{Fate, Step};
 use super::pulse::{Due, LINGER, Pulse};
 use crate::time::Time;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Greeting,
+/// The code of a heartbeat that says that its sender will leave. Other codes but 0 mean nothing yet.
+pub(crate) const LEAVING: u16 = 1;
+/// The code of a heartbeat that asks for one with the code [`ECHO`].
+pub(crate) const PROBE: u16 = 2;
+/// The answer to a [`PROBE`], behind all that was queued before it.
+pub(crate) const ECHO: u16 = 3;
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Opening(Box<Opening>),
     Open,
     Closed(Closed),
 }
@@ -44,24 +62,29 @@ enum Phase {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    phase: Phase,
-    role: Role,
-    /// The longest frame that either side may send: first a greeting, then what was agreed.
-    frame_bytes_max: usize,
-    credits: Credits,
-    out: SendBuffer,
-    bounds: Bounds,
+    pub(super) phase: Phase,
+    /// The longest frame that either side may send: first a Welcome, then what was agreed.
+    pub(super) frame_bytes_max: usize,
+    pub(super) credits: Credits,
+    pub(super) out: SendBuffer,
+    pub(super) bounds: Bounds,
     /// Its `taken_bytes` are the stream bytes of the peer that were stepped over: what a Close tells the peer.
-    traffic: Traffic,
+    pub(super) traffic: Traffic,
     pulse: Pulse,
     /// When the lane ended.
     ended: Time,
     /// The peer will send and take nothing more.
     peer_gone: bool,
+    /// The peer has said that it will leave.
+    peer_leaving: bool,
+    /// This side has said so, or will as soon as the lane is open.
+    leaving: bool,
+    lag: Lag,
+    /// Probes that wait: for the lane to open, or for room.
+    probes: u32,
     /// Bytes sent when the lane ended, and how far the peer said that it read.
     sent_at_end: u64,
     taken_by_peer: u64,
-    config: Box<LaneConfig>,
     agreement: Option<Box<Agreement>>,
 }
 
@@ -70,8 +93,10 @@ impl Lane {
     /// (see [`Greeting::encode`]) makes a lane that has ended already.
     #[must_use]
     pub(crate) fn dial(config: LaneConfig, now: Time) -> Self {
-        let mut lane = Self::new(Role::Dialer, config, now);
-        if let Err(reason) = lane.greet(Kind::Hello) {
+        let mut opening = Opening::new(config);
+        let hello = opening.hello().map_err(|error| error.close_reason());
+        let mut lane = Self::new(opening, now);
+        if let Err(reason) = hello.and_then(|payload| lane.greet(Kind::Hello, &payload)) {
             lane.end(reason, Closer::Here);
         }
         lane
@@ -80,15 +105,14 @@ impl Lane {
     /// The lane of a connection that was made to this side. Waits for a Hello.
     #[must_use]
     pub(crate) fn accept(config: LaneConfig, now: Time) -> Self {
-        Self::new(Role::Acceptor, config, now)
+        Self::new(Opening::new(config), now)
     }
 
-    fn new(role: Role, config: LaneConfig, now: Time) -> Self {
-        let bounds = Bounds::of(&config);
+    fn new(opening: Opening, now: Time) -> Self {
+        let config = opening.config();
+        let bounds = Bounds::of(config);
         Self {
-            phase: Phase::Greeting,
-            role,
-            frame_bytes_max: HEADER_BYTES + GREETING_BYTES_MAX,
+            frame_bytes_max: OPENING_FRAME_BYTES_MAX,
             credits: Credits::new(config.greeting.calls_max),
             out: SendBuffer::new(bounds.held),
             bounds,
@@ -96,10 +120,14 @@ impl Lane {
             pulse: Pulse::new(now),
             ended: now,
             peer_gone: false,
+            peer_leaving: false,
+            leaving: false,
+            lag: Lag::default(),
+            probes: 0,
             sent_at_end: 0,
             taken_by_peer: u64::MAX,
-            config: Box::new(config),
             agreement: None,
+            phase: Phase::Opening(Box::new(opening)),
         }
     }
 
@@ -110,7 +138,7 @@ impl Lane {
     /// send the answer while the frame is being read. No allocation while open.
     #[inline]
     pub(crate) fn next_frame<'b>(&mut self, bytes: &'b [u8]) -> Step<'b> {
-        if self.phase != Phase::Open {
+        if !self.is_open() {
             return self.next_outside(bytes);
         }
         let (frame, consumed) = match ForeignFrame::parse(bytes, self.frame_bytes_max) {
@@ -135,6 +163,12 @@ impl Lane {
     fn own_frame<'b>(&mut self, bytes: &'b [u8], header: &Header, consumed: usize) -> Step<'b> {
         match header.kind {
             Kind::Heartbeat => {
+                match header.code {
+                    LEAVING => self.peer_leaving = true,
+                    PROBE => self.beat(ECHO),
+                    ECHO => self.lag.echoed(),
+                    _ => {}
+                }
                 self.traffic.taken_bytes += consumed as u64;
                 Step::Handled { consumed }
             }
@@ -155,42 +189,47 @@ impl Lane {
             Err(error) => return self.broken(bytes, error),
         };
         let header = frame.header();
-        match (header.kind, self.role) {
-            (Kind::Hello, Role::Acceptor) | (Kind::Welcome, Role::Dialer) => {}
-            (Kind::Hello | Kind::Welcome, _) => return self.end_reading(bytes, CloseReason::WrongRole),
-            (Kind::Close, _) => return self.peer_closed(bytes, &header),
-            _ => return self.end_reading(bytes, CloseReason::FrameBeforeGreeting),
+        if header.kind == Kind::Close {
+            return self.peer_closed(bytes, &header);
         }
-        match self.agree(frame.payload()) {
+        match self.open(header.kind, frame.payload()) {
             Ok(()) => {
                 self.traffic.taken_bytes += consumed as u64;
-                Step::Opened { consumed }
+                if self.is_open() { Step::Opened { consumed } } else { Step::Handled { consumed } }
             }
             Err(reason) => self.end_reading(bytes, reason),
         }
     }
 
-    fn agree(&mut self, payload: &[u8]) -> Result<(), CloseReason> {
-        let LaneConfig { greeting, expected_peer, .. } = &*self.config;
-        let agreement = Greeting::decode(payload)
-            .and_then(|theirs| agree(self.role, greeting, &theirs, expected_peer.as_ref()))
-            .map_err(|error| error.close_reason())?;
-        if self.role == Role::Acceptor {
-            self.config.greeting.shard = agreement.shard;
-            self.config.greeting.wanted_shard = agreement.peer_shard;
-            self.greet(Kind::Welcome)?;
+    /// One step towards an open lane.
+    fn open(&mut self, kind: Kind, payload: &[u8]) -> Result<(), CloseReason> {
+        let Phase::Opening(opening) = &mut self.phase else { return Ok(()) };
+        let (agreement, proof) = match opening.take(kind, payload)? {
+            Next::Welcome(payload) => return self.greet(Kind::Welcome, &payload),
+            Next::Open { agreement, proof } => (agreement, proof),
+        };
+        if let Some(proof) = proof {
+            self.greet(Kind::Proof, &proof)?;
         }
         self.frame_bytes_max = agreement.frame_bytes_max.min(FRAME_MAX_BYTES);
         self.credits.grant(agreement.calls_max);
-        self.agreement = Some(Box::new(agreement));
+        self.agreement = Some(agreement);
         self.phase = Phase::Open;
+        if self.leaving {
+            self.beat(LEAVING);
+        }
+        self.probe();
         Ok(())
     }
 
-    fn greet(&mut self, kind: Kind) -> Result<(), CloseReason> {
-        let payload = self.config.greeting.encode().map_err(|error| error.close_reason())?;
-        self.append(Header::new(kind), &payload).map_err(|_| CloseReason::MalformedGreeting)?;
+    fn greet(&mut self, kind: Kind, payload: &[u8]) -> Result<(), CloseReason> {
+        self.append(Header::new(kind), payload).map_err(|_| CloseReason::MalformedGreeting)?;
         Ok(())
+    }
+
+    fn beat(&mut self, code: u16) {
+        // The buffer has room for it; and without, the peer does not read, and this lane will end by that.
+        self.traffic.heartbeats += u64::from(self.append(Header { code, ..Header::EMPTY }, &[]).is_ok());
     }
 
     #[cold]
@@ -216,127 +255,9 @@ impl Lane {
         Step::Closed { consumed: bytes.len(), closed: self.end(reason, Closer::Here) }
     }
 
-    // ---- sending
-
-    /// Archives `message` into the send buffer, behind `header`, without extensions. Costs the archiving and a few
-    /// compares.
-    ///
-    /// # Errors
-    /// [`SendError`]: nothing was queued and no credit taken. An answer that no longer fits ends the lane.
+    /// Queues a frame of this header and of what follows it.
     #[inline]
-    pub(crate) fn send<T: Message>(&mut self, header: Header, message: &T) -> Result<Queued, SendError> {
-        let class = self.admit(&header)?;
-        let header = Header { flags: header.flags.without(Flags::LARGE), extension_bytes: 0, ..header };
-        let mut room = FRAME_INLINE_BYTES;
-        let offset = loop {
-            let mut given = 0;
-            let outcome = self.out.frame(room, self.frame_bytes_max, |into| {
-                given = into.len();
-                encode_frame(header, message, into)
-            });
-            match outcome {
-                Ok(offset) => break offset,
-                // What the message needs is only known once it is archived: try again with more than before.
-                Err(Unwritten::Writer(EncodeError::Full)) if given < self.frame_bytes_max => {
-                    room = (2 * given).min(self.frame_bytes_max);
-                }
-                Err(error) => return Err(self.unwritten(error)),
-            }
-        };
-        Ok(self.queued(class, offset))
-    }
-
-    /// Queues a frame that is archived already, or has no payload: `body` is what follows the header, extensions and
-    /// payload. Of the header all is taken as it is, but for the length and local flags.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    #[inline]
-    pub(crate) fn forward(&mut self, header: Header, body: &[u8]) -> Result<Queued, SendError> {
-        debug_assert!(usize::from(header.extension_bytes) <= body.len(), "the body holds the extensions");
-        let class = self.admit(&header)?;
-        if HEADER_BYTES + body.len() > self.frame_bytes_max {
-            return Err(self.unwritten(Unwritten::Writer(EncodeError::Full)));
-        }
-        match self.append(header, body) {
-            Ok(offset) => Ok(self.queued(class, offset)),
-            Err(error) => Err(self.unwritten(error)),
-        }
-    }
-
-    /// Whether a request would be queued now.
-    #[inline]
-    #[must_use]
-    pub(crate) fn may_call(&self) -> bool {
-        self.phase == Phase::Open && self.credits.may_ask() && self.out.unsent_bytes() < self.bounds.asks
-    }
-
-    /// Whether so much waits for the socket that new requests of the peer should be refused as overload. Reading must
-    /// go on all the same: two sides that stop reading would wait for each other.
-    #[inline]
-    #[must_use]
-    pub(crate) fn is_congested(&self) -> bool {
-        self.out.unsent_bytes() >= self.bounds.asks
-    }
-
-    #[inline]
-    fn admit(&mut self, header: &Header) -> Result<Class, SendError> {
-        let class = Class::of(header);
-        let unsent = self.out.unsent_bytes();
-        let admitted = self.phase == Phase::Open
-            && match class {
-                Class::Ask => self.credits.may_ask() && unsent < self.bounds.asks,
-                Class::Tell => unsent < self.bounds.asks,
-                Class::Answer => self.credits.owed() > 0 && unsent < self.bounds.answers,
-                // A full lane needs nothing more than less work; there is one cancel at most for a call.
-                Class::Cancel => unsent < self.bounds.answers,
-                Class::Own => false,
-            };
-        if admitted { Ok(class) } else { Err(self.refusal(class, header.kind)) }
-    }
-
-    #[cold]
-    fn refusal(&mut self, class: Class, kind: Kind) -> SendError {
-        match (self.phase, class) {
-            (_, Class::Own) => SendError::OwnKind(kind),
-            (Phase::Closed(closed), _) => SendError::Closed(closed),
-            (Phase::Greeting, _) => SendError::NotOpen,
-            (Phase::Open, Class::Ask) if !self.credits.may_ask() => {
-                self.traffic.no_credit += 1;
-                SendError::NoCredit
-            }
-            (Phase::Open, Class::Answer) if self.credits.owed() == 0 => SendError::NotOwed,
-            (Phase::Open, Class::Answer) => {
-                SendError::Closed(self.end(CloseReason::SlowReader, Closer::Here))
-            }
-            (Phase::Open, _) => {
-                self.traffic.full += 1;
-                SendError::Full
-            }
-        }
-    }
-
-    #[cold]
-    fn unwritten(&mut self, error: Unwritten<EncodeError>) -> SendError {
-        match error {
-            Unwritten::Writer(EncodeError::Full | EncodeError::TooLarge) => {
-                self.traffic.too_long += 1;
-                SendError::TooLong { bytes_max: self.frame_bytes_max }
-            }
-            Unwritten::Writer(error) => SendError::Encode(error),
-            // The buffer holds all that the bounds admit, so that this does not happen.
-            Unwritten::NoRoom => SendError::Closed(self.end(CloseReason::SlowReader, Closer::Here)),
-        }
-    }
-
-    #[inline]
-    fn queued(&mut self, class: Class, offset: u64) -> Queued {
-        self.credits.queued(class);
-        Queued { offset }
-    }
-
-    #[inline]
-    fn append(&mut self, header: Header, body: &[u8]) -> Result<u64, Unwritten<EncodeError>> {
+    pub(super) fn append(&mut self, header: Header, body: &[u8]) -> Result<u64, Unwritten<EncodeError>> {
         let length = HEADER_BYTES + body.len();
         let header = Header { length: length as u32, flags: header.flags.without(Flags::LARGE), ..header };
         self.out.frame(length, length, |into| {
@@ -383,16 +304,17 @@ impl Lane {
     /// Call it at [`next_tick`](Self::next_tick) or earlier, after reading what the socket has. Returns how the lane
     /// ended, if it did so now.
     pub(crate) fn on_tick(&mut self, now: Time) -> Option<Closed> {
+        self.probe();
         let waiting = self.out.unsent_bytes() > 0;
         let due = match self.phase {
-            Phase::Greeting => self.pulse.tick_greeting(now),
+            Phase::Opening(_) => self.pulse.tick_greeting(now),
             Phase::Open => self.pulse.tick_open(now, waiting),
             Phase::Closed(_) => Due::Nothing,
         };
         match due {
             Due::Nothing => None,
             Due::Heartbeat => {
-                self.traffic.heartbeats += u64::from(self.append(Header::EMPTY, &[]).is_ok());
+                self.beat(0);
                 None
             }
             Due::End(reason) => Some(self.end(reason, Closer::Here)),
@@ -403,13 +325,46 @@ impl Lane {
     #[must_use]
     pub(crate) fn next_tick(&self) -> Time {
         match self.phase {
-            Phase::Greeting => self.pulse.next_greeting(),
+            Phase::Opening(_) => self.pulse.next_greeting(),
             Phase::Open => self.pulse.next_open(self.out.unsent_bytes() > 0),
             Phase::Closed(_) => self.ended + LINGER,
         }
     }
 
+    /// For so long nobody has read: what was sent meanwhile is as much older than it says, at worst.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        self.lag.paused(pause);
+        self.probes += 1;
+        self.probe();
+    }
+
+    /// Asks for the echoes that have not been asked for.
+    fn probe(&mut self) {
+        while self.is_open() && self.probes > 0 {
+            if self.append(Header { code: PROBE, ..Header::EMPTY }, &[]).is_err() {
+                return;
+            }
+            self.traffic.heartbeats += 1;
+            self.probes -= 1;
+        }
+    }
+
+    /// By how much the frame that was just taken may be older than it says, in microseconds.
+    #[inline]
+    pub(crate) fn lag_us(&self) -> u32 {
+        self.lag.us()
+    }
+
     // ---- the end
+
+    /// Tells the peer, once, that this side will leave: the lane works on, but the peer should send new calls elsewhere. On a
+    /// lane that is not open yet it is told as soon as it is.
+    pub(crate) fn leave(&mut self) {
+        if self.is_open() && !self.leaving {
+            self.beat(LEAVING);
+        }
+        self.leaving = true;
+    }
 
     /// Ends the lane: what is queued but not begun is withdrawn, answers excepted, and the peer is told the reason.
     /// Calls without an answer end by their [`fate`](Self::fate); to leave none behind, close when
@@ -419,7 +374,7 @@ impl Lane {
     }
 
     #[cold]
-    fn end(&mut self, reason: CloseReason, by: Closer) -> Closed {
+    pub(super) fn end(&mut self, reason: CloseReason, by: Closer) -> Closed {
         if let Phase::Closed(closed) = self.phase {
             return closed;
         }
@@ -481,7 +436,14 @@ impl Lane {
     #[inline]
     #[must_use]
     pub(crate) fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+        matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether the peer has said that it will leave: it still answers, but should get nothing new.
+    #[inline]
+    #[must_use]
+    pub(crate) fn peer_is_leaving(&self) -> bool {
+        self.peer_leaving
     }
 
     /// Whether neither side owes the other an answer and all is sent.
@@ -500,7 +462,6 @@ impl Lane {
     /// Calls of this side that wait for the peer's answer.
     #[inline]
     #[must_use]
-    #[cfg_attr(not(test), allow(dead_code, reason = "what tests and the fuzzer compare with their model"))]
     pub(crate) fn unanswered(&self) -> u32 {
         self.credits.unanswered()
     }

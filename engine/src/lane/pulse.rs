@@ -18,7 +18,7 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 /// A peer that takes no byte for so long, while some wait, is out of use.
 pub(crate) const STALL: Duration = Duration::from_secs(2);
-/// How long after the connection was made both greetings must have arrived.
+/// How long after the connection was made both greetings, and at the acceptor the proof, must have arrived.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after the end of a lane its last bytes may take to leave.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);

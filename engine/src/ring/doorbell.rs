@@ -65,6 +65,12 @@ impl<S: Signal> Doorbell<S> {
         &self.signal
     }
 
+    /// Whether a receiver that sleeps has been rung, so that its signal is raised. For a runtime that asks many of them.
+    #[cfg(test)]
+    pub(crate) fn is_rung(&self) -> bool {
+        !self.sleeping.load(Relaxed) // one thread runs them all
+    }
+
     /// Of the receiver: asks to be woken from now on. Look into every ring after this, before you wait.
     #[inline]
     pub(crate) fn prepare_sleep(&self) {

@@ -85,7 +85,7 @@ fn park(shard: &mut Shard, now: Time, epoll: &OwnedFd) {
     if shard.may_sleep() {
         let timeout = shard.sleep_max(now);
         if !timeout.is_zero() {
-            shard.rest();
+            shard.rest(now + timeout);
             if let Err(error) = wait(epoll, timeout) {
                 tracing::error!(%error, "a shard cannot wait; it spins instead");
             }

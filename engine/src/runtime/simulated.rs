@@ -14,6 +14,7 @@
 //! A sleeping shard runs again only when its doorbell was really raised, its world has something ready, or its own timer
 //! has come: a wake-up that the engine forgets is a shard that sleeps too long, and a call that ends too late.
 
+pub(crate) mod chronicle;
 pub(crate) mod network;
 pub(crate) mod rng;
 #[cfg(test)]
@@ -30,18 +31,16 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use catga_codec::hash::combine;
-use catga_discovery::{Endpoint, Incarnation};
+use catga_discovery::{Endpoint, View};
 
 use self::network::Network;
 use self::rng::Rng;
 use self::world::{Shared, SimulatedWorld};
+use crate::agent::Agent;
 use crate::client::Client;
 use crate::cluster::List;
 use crate::context::Context;
-use crate::engine::RuntimeKind;
-use crate::limits::SHARDS_MAX;
 use crate::placement::{Machine, Placement, Wish};
-use crate::runtime::Token;
 use crate::shard::core::Core;
 use crate::shard::{Control, Shard, Turn};
 use crate::time::{Clock, Time};
@@ -49,6 +48,12 @@ use crate::{Builder, Engine};
 
 /// A shard is held up (by a long handler, by the system) for at most so long.
 pub(crate) const HOLD_UP_MAX: Duration = Duration::from_millis(2);
+
+/// Of the machine that all nodes seem to run on. Few: placing shards on many cores takes longer than a whole run.
+const CORES: usize = 8;
+
+/// A shard's agent takes note of what it says after so long at most.
+const AGENT_DELAY_MAX: Duration = Duration::from_micros(300);
 
 /// A node that is not running just now can be started again from this.
 struct Description {
@@ -74,14 +79,21 @@ struct SimulatedShard {
     world: usize,
     listens: Option<Endpoint>,
     rest: Rest,
+    /// When its world has something ready, as the network last said.
+    ready_at: Time,
     /// Since when it could run and did not.
     due: Option<Time>,
 }
 
 struct Running {
     shards: Vec<SimulatedShard>,
+    agent: Agent,
+    /// When the agent looks again at what the shards say.
+    agent_at: Time,
     control: Arc<Control>,
     client: Client,
+    /// Until then nothing of it runs, as if the system had stopped the process.
+    stalled: Time,
 }
 
 struct SimulatedNode {
@@ -90,7 +102,11 @@ struct SimulatedNode {
     running: Option<Running>,
 }
 
-type Work = Pin<Box<dyn Future<Output = ()>>>;
+/// Someone outside of the engines: of the process of this node, or of none.
+struct Work {
+    node: Option<usize>,
+    future: Pin<Box<dyn Future<Output = ()>>>,
+}
 
 /// Engines, the network between them, and those who call them from outside.
 pub(crate) struct Simulation {
@@ -102,14 +118,15 @@ pub(crate) struct Simulation {
     pub(crate) steps: u64,
     nodes: Vec<SimulatedNode>,
     outside: Vec<Work>,
+    seed: u64,
     /// The time as foreign threads read it.
     clock: Arc<AtomicU64>,
     trace: u64,
-    tokens: Vec<Token>,
 }
 
 impl Simulation {
     pub(crate) fn new(seed: u64) -> Self {
+        chronicle::reset();
         let mut rng = Rng::new(seed);
         let network = Shared::new(Network::new(rng.next()));
         Self {
@@ -120,9 +137,9 @@ impl Simulation {
             steps: 0,
             nodes: Vec::new(),
             outside: Vec::new(),
+            seed,
             clock: Arc::default(),
             trace: seed,
-            tokens: Vec::new(),
         }
     }
 
@@ -160,24 +177,23 @@ impl Simulation {
 
     /// Starts a node that does not run, as its next incarnation.
     pub(crate) fn start(&mut self, node: usize) {
-        let (now, network) = (self.now, self.network.clone());
+        let (now, network, run) = (self.now, self.network.clone(), self.seed);
         let SimulatedNode { description, starts, running } = &mut self.nodes[node];
         assert!(running.is_none(), "the node runs");
         *starts += 1;
         // Cores are not pinned here, and this machine's do not count.
         let wish = Wish { shards: Some(description.shards), ..Wish::default() };
-        let placement = Placement::choose(&wish, &Machine::of_equal_cores(SHARDS_MAX)).unwrap();
-        let builder = (description.describe)(Engine::builder());
-        let mut plan = builder.plan(placement, RuntimeKind::Epoll, None).unwrap();
+        let placement = Placement::choose(&wish, &Machine::of_equal_cores(CORES)).unwrap();
+        let list = List::of(description.peers.clone())
+            .key("what all nodes of a simulation have")
+            .node(&description.id, description.endpoint.to_string());
+        let builder = (description.describe)(Engine::builder()).cluster(list);
+        let mut plan = builder.plan_simulated(placement, description.endpoint.clone(), *starts).unwrap();
         let shared = Arc::get_mut(&mut plan.shared).expect("nobody has a client yet");
         shared.clock = Clock::Virtual(self.clock.clone());
-        let list =
-            List::of(description.peers.clone()).node(&description.id, description.endpoint.to_string());
-        network.borrow().listen(description.endpoint.clone());
-        let shards = plan.seeds.into_iter().map(|mut seed| {
-            let mut lanes = list.setup(seed.routes.contracts(), description.shards as u16).unwrap();
-            lanes.greeting.incarnation = Incarnation(*starts);
-            seed.lanes = Some(lanes);
+        network.borrow().listen(description.endpoint.clone(), node);
+        chronicle::starts(node);
+        let shards = plan.seeds.into_iter().map(|seed| {
             let listens = (seed.id.0 == 0).then(|| description.endpoint.clone());
             let world = network.borrow().new_world();
             let (id, bind, services) = (seed.id, seed.bind.clone(), plan.services.clone());
@@ -186,15 +202,21 @@ impl Simulation {
                 shared = Some(core.clone());
                 services(id, &bind)
             };
-            let own = SimulatedWorld { network: network.clone(), id: world, listens: listens.clone() };
+            let nonces = Rng::new(combine(run, world as u64));
+            let listens_at = listens.clone();
+            let own =
+                SimulatedWorld { network: network.clone(), id: world, node, listens: listens_at, nonces };
             let shard = Shard::new(seed, handlers, Box::new(own));
             let core = shared.expect("a shard has a core");
-            SimulatedShard { shard, core, world, listens, rest: Rest::Held(now), due: None }
+            SimulatedShard { shard, core, world, listens, rest: Rest::Held(now), ready_at: now, due: None }
         });
         *running = Some(Running {
             shards: shards.collect(),
+            agent: plan.agent.expect("a node of a cluster has an agent"),
+            agent_at: now,
             control: plan.control,
             client: Client::new(plan.shared),
+            stalled: now,
         });
         self.note(100 + node as u64);
     }
@@ -203,20 +225,44 @@ impl Simulation {
     /// if the machine had lost its power.
     pub(crate) fn crash(&mut self, node: usize, silently: bool) {
         self.note(200 + node as u64);
-        let Some(running) = self.nodes[node].running.take() else { return };
         if silently {
-            let mut network = self.network.borrow();
-            for link in network.alive() {
-                network.silence(link, 0);
-                network.silence(link, 1);
-            }
+            self.network.borrow().silence_all_of(node);
         }
+        // Those who wait in its process are gone as well.
+        self.outside.retain(|work| work.node != Some(node));
+        self.end(node);
+    }
+
+    /// Nothing of the node runs any more.
+    fn end(&mut self, node: usize) {
+        let Some(running) = self.nodes[node].running.take() else { return };
         self.network.borrow().unlisten(&self.nodes[node].description.endpoint);
         for SimulatedShard { shard, core, .. } in running.shards {
             drop(shard);
             // What the process's end would do: running handlers hold the core, which holds them.
             core.end_tasks(&Context::new(core.clone(), Time::NEVER), |_, _| true);
         }
+        running.client.calls().abandon();
+    }
+
+    /// Nothing of the node runs for so long, and then it goes on as if nothing had been.
+    pub(crate) fn stall(&mut self, node: usize, length: Duration) {
+        let now = self.now;
+        self.note(300 + node as u64);
+        if let Some(running) = self.nodes[node].running.as_mut().filter(|running| running.stalled <= now) {
+            running.stalled = now + length;
+            chronicle::stalls(node, now, running.stalled);
+        }
+    }
+
+    /// How many nodes there are, running or not.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether a node runs and has been asked to stop.
+    pub(crate) fn is_stopping(&self, node: usize) -> bool {
+        self.nodes[node].running.as_ref().is_some_and(|running| running.control.draining().is_some())
     }
 
     pub(crate) fn is_running(&self, node: usize) -> bool {
@@ -243,9 +289,19 @@ impl Simulation {
         self.nodes[node].running.iter().flat_map(|running| running.shards.iter().map(|shard| &*shard.core))
     }
 
+    /// The nodes as the agent of a running node tells them.
+    pub(crate) fn view(&self, node: usize) -> Option<Arc<View>> {
+        self.nodes[node].running.as_ref().map(|running| running.agent.board().nodes().view().clone())
+    }
+
     /// Adds someone outside all engines: its future is polled before and after every turn.
     pub(crate) fn outside(&mut self, work: impl Future<Output = ()> + 'static) {
-        self.outside.push(Box::pin(work));
+        self.outside.push(Work { node: None, future: Box::pin(work) });
+    }
+
+    /// As [`outside`](Self::outside), in the process of a node: it stalls and crashes with that.
+    pub(crate) fn outside_of(&mut self, node: usize, work: impl Future<Output = ()> + 'static) {
+        self.outside.push(Work { node: Some(node), future: Box::pin(work) });
     }
 
     /// How many of those outside have not ended.
@@ -262,19 +318,20 @@ impl Simulation {
             if done(self) {
                 return true;
             }
-            self.step();
+            self.step(end);
         }
         done(self)
     }
 
-    /// One round of one shard, or a move of the time to when there is one.
-    pub(crate) fn step(&mut self) {
+    /// One round of one shard, or a move of the time to when there is one, but not past `end`.
+    fn step(&mut self, end: Time) {
         self.steps += 1;
         self.network.borrow().now = self.now;
         self.poll_outside();
+        self.run_agents();
         let able = self.able();
         if able.is_empty() {
-            self.now = self.next_event().unwrap_or(self.now + Duration::from_millis(1));
+            self.now = self.next_event().map_or(end, |next| next.min(end));
             return;
         }
         let (node, shard) = self.choose(&able);
@@ -282,6 +339,26 @@ impl Simulation {
         self.poll_outside();
         let took = self.rng.between(200, 3_000);
         self.now = self.now + Duration::from_nanos(took);
+    }
+
+    /// The nodes that run and are not stalled, each with its place.
+    fn awake(&mut self) -> impl Iterator<Item = (usize, &mut Running)> {
+        let now = self.now;
+        let running = self.nodes.iter_mut().map(|node| node.running.as_mut()).enumerate();
+        running.filter_map(move |(place, running)| {
+            running.filter(|running| running.stalled <= now).map(|running| (place, running))
+        })
+    }
+
+    /// The agents that are due conclude what follows from what their shards say.
+    fn run_agents(&mut self) {
+        let now = self.now;
+        for (node, running) in self.awake() {
+            if running.agent_at <= now {
+                running.agent_at = running.agent.round(now);
+                chronicle::view(node, now, running.agent.board().nodes().view());
+            }
+        }
     }
 
     /// One of those who could run, by chance; but nobody is passed over for long.
@@ -301,21 +378,24 @@ impl Simulation {
     }
 
     fn able(&mut self) -> Vec<(usize, usize)> {
-        let (now, network) = (self.now, self.network.borrow());
+        let (now, mut network) = (self.now, self.network.borrow());
         let mut able = Vec::new();
         for (index, node) in self.nodes.iter_mut().enumerate() {
-            let Some(running) = &mut node.running else { continue };
+            let Some(running) = node.running.as_mut().filter(|running| running.stalled <= now) else {
+                continue;
+            };
             for (place, shard) in running.shards.iter_mut().enumerate() {
                 let runs = match shard.rest {
                     Rest::Held(until) => until <= now,
                     Rest::Asleep(until) => {
-                        self.tokens.clear();
-                        network.ready(shard.world, shard.listens.as_ref(), &mut self.tokens);
-                        let woken = shard.shard.doorbell().signal().drain();
-                        if woken {
+                        if network.take_changed(shard.world) {
+                            shard.ready_at = network.next_ready(shard.world, shard.listens.as_ref());
+                        }
+                        let doorbell = shard.shard.doorbell();
+                        if doorbell.is_rung() && doorbell.signal().drain() {
                             shard.rest = Rest::Asleep(now);
                         }
-                        woken || until <= now || !self.tokens.is_empty()
+                        doorbell.is_rung() || until.min(shard.ready_at) <= now
                     }
                 };
                 if runs && !shard.shard.is_stopped() {
@@ -328,16 +408,29 @@ impl Simulation {
     }
 
     fn next_event(&self) -> Option<Time> {
-        let network = self.network.borrow();
-        let shards =
-            self.nodes.iter().filter_map(|node| node.running.as_ref()).flat_map(|running| &running.shards);
-        let events = shards.filter(|shard| !shard.shard.is_stopped()).flat_map(|shard| match shard.rest {
-            Rest::Held(until) => [Some(until), None],
-            Rest::Asleep(until) => [Some(until), network.next_event(shard.world, shard.listens.as_ref())],
-        });
-        let deadlines = self.nodes.iter().filter_map(|node| node.running.as_ref());
-        let deadlines = deadlines.map(|running| running.client.calls().earliest());
-        events.flatten().chain(deadlines).filter(|at| *at > self.now).min()
+        let now = self.now;
+        let mut next: Option<Time> = None;
+        let mut at = |time: Time| {
+            if time > now && next.is_none_or(|next| time < next) {
+                next = Some(time);
+            }
+        };
+        for running in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
+            if running.stalled > now {
+                at(running.stalled);
+                continue;
+            }
+            at(running.agent_at);
+            at(running.client.calls().earliest());
+            for shard in running.shards.iter().filter(|shard| !shard.shard.is_stopped()) {
+                match shard.rest {
+                    Rest::Held(until) => at(until),
+                    // `able` has asked the network just before.
+                    Rest::Asleep(until) => at(until.min(shard.ready_at)),
+                }
+            }
+        }
+        next
     }
 
     /// What `drive` does with a shard in one round.
@@ -364,7 +457,7 @@ impl Simulation {
                 shard.doorbell().awake();
                 shard.look_at_sockets(now);
             } else {
-                shard.rest();
+                shard.rest(now + timeout);
                 simulated.rest = Rest::Asleep(now + timeout);
             }
         }
@@ -372,18 +465,28 @@ impl Simulation {
             simulated.rest = Rest::Held(now + hold_up);
         }
         self.note(((node as u64) << 16) + ((place as u64) << 8) + u64::from(turn == Turn::Busy));
+        let heard = now + self.rng.time(Duration::from_micros(1), AGENT_DELAY_MAX);
+        if let Some(running) = self.nodes[node].running.as_mut() {
+            running.agent_at = running.agent_at.min(heard);
+        }
         let running = self.nodes[node].running.as_ref();
         if running.is_some_and(|running| running.shards.iter().all(|shard| shard.shard.is_stopped())) {
-            self.crash(node, false);
+            self.note(200 + node as u64);
+            self.end(node);
         }
     }
 
     fn poll_outside(&mut self) {
-        self.clock.store(self.now.as_nanos(), Ordering::Relaxed);
-        for running in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
-            running.client.calls().expire(self.now); // what the watchdog does
+        let now = self.now;
+        self.clock.store(now.as_nanos(), Ordering::Relaxed);
+        for (_, running) in self.awake() {
+            running.client.calls().expire(now); // what the watchdog does
         }
         let mut cx = TaskContext::from_waker(Waker::noop());
-        self.outside.retain_mut(|work| work.as_mut().poll(&mut cx) == Poll::Pending);
+        let Self { outside, nodes, .. } = self;
+        let stalled = |node: usize| nodes[node].running.as_ref().is_some_and(|running| running.stalled > now);
+        outside.retain_mut(|work| {
+            work.node.is_some_and(stalled) || work.future.as_mut().poll(&mut cx) == Poll::Pending
+        });
     }
 }

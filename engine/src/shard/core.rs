@@ -2,9 +2,12 @@
 //!
 //! All of it belongs to one thread, so it is cells and plain borrows; no borrow is held while a handler runs or a waker
 //! is woken. A request finds its way here: [`Core::attempt`] resolves the handler and runs it, or puts the request into a
-//! ring or a lane; how it is handled is in [`serve`], how it ends in [`answer`].
+//! ring or a lane. Where it goes is in [`destination`], how it is handled in [`serve`], how it ends in [`answer`], and
+//! whether it then goes on in [`failover`].
 
 pub(crate) mod answer;
+mod destination;
+mod failover;
 pub(crate) mod fanout;
 mod serve;
 
@@ -14,24 +17,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, Contract, Flags, Header, Kind, MessageId, OwnedFrame, Request, TypeIndex};
+use catga_codec::{CallId, Contract, EncodeError, Flags, Header, Kind, OwnedFrame, Request, TypeIndex};
 
 use crossbeam_utils::CachePadded;
 
 use crate::call::table::{CallTable, Ending, LaneKey, Target};
+use crate::choice::Choice;
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};
 use crate::instance::Instance;
-use crate::lane::io::Lanes;
-use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES};
+use crate::lane::events::Publication;
+use crate::lane::lanes::Lanes;
+use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES, WINDOW_BYTES};
 use crate::pool;
-use crate::route::{Recipients, RouteTable};
+use crate::route::RouteTable;
 use crate::service::{Bound, Incoming, Listen, Serve};
 use crate::shard::Seed;
+use crate::shard::core::destination::{Destination, Traveller};
+use crate::shard::core::failover::Budget;
 use crate::shard::core::fanout::Fanouts;
 use crate::shard::mesh::{NoRoom, Outgoing};
 use crate::shard::reply_to::ReplyTo;
+use crate::shard::window::Window;
 use crate::stats::ShardCounters;
 use crate::time::Time;
 use crate::timer::{Due, Timers};
@@ -79,17 +87,6 @@ struct Here {
     deadline: Time,
 }
 
-/// Where a request goes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Destination {
-    Here,
-    Shard(u16),
-    Lane(LaneKey),
-    /// To a node that has not been reached for the first time yet.
-    Forming,
-    Nowhere(NotSent),
-}
-
 /// What an attempt does when there is no room on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Try {
@@ -108,6 +105,8 @@ pub(crate) struct Manner {
     pub(crate) flags: Flags,
     /// Whether it ends as `NotSent(Full)` instead of waiting for room.
     pub(crate) at_once: bool,
+    /// How its node is chosen.
+    pub(crate) choice: Choice,
 }
 
 /// How an attempt to send a request went.
@@ -130,20 +129,27 @@ pub(crate) struct Core {
     pub(crate) calls: RefCell<CallTable<ReplyTo>>,
     pub(crate) mesh: RefCell<Vec<Option<Outgoing>>>,
     pub(crate) lanes: RefCell<Lanes>,
+    /// Whether there are other nodes, or may be.
+    clustered: bool,
+    /// The hash of this node's id.
+    node: u64,
+    budget: Budget,
     pub(crate) deadline: Duration,
     pub(crate) timers: Timers,
     handlers: OnceCell<Handlers>,
     now: Cell<Time>,
     /// Where requests to handlers of this shard are archived for the time that the handler runs.
     scratch: RefCell<OwnedFrame>,
-    outbox: RefCell<VecDeque<OwnedFrame>>,
+    /// What handlers have published.
+    outbox: RefCell<VecDeque<Publication>>,
     here: RefCell<VecDeque<Here>>,
-    /// Calls that wait for the first lane to a node; each has a slot, so they are bounded with the calls.
-    forming: RefCell<VecDeque<(CallId, Option<OwnedFrame>)>>,
     fanouts: RefCell<Fanouts>,
+    pub(crate) window: RefCell<Window>,
     cancelled_here: RefCell<Vec<CallId>>,
     next: Cell<usize>,
     stopping: Cell<bool>,
+    /// Until then peers are still served, although this node stops: they have just been told that it leaves.
+    leaves_at: Cell<Time>,
     /// Calls of this turn that failed inside their first poll.
     failed_at_once: Cell<u32>,
 }
@@ -157,6 +163,9 @@ impl Core {
             pulse: seed.pulse.clone(),
             calls: RefCell::new(CallTable::new(seed.calls_max)),
             mesh: RefCell::new(mesh),
+            clustered: lanes.any(),
+            node: lanes.node(),
+            budget: Budget::new(),
             lanes: RefCell::new(lanes),
             deadline: seed.deadline,
             timers: Timers::default(),
@@ -165,11 +174,12 @@ impl Core {
             scratch: RefCell::new(pool::take()),
             outbox: RefCell::new(VecDeque::new()),
             here: RefCell::new(VecDeque::new()),
-            forming: RefCell::new(VecDeque::new()),
             fanouts: RefCell::default(),
+            window: RefCell::new(Window::new(WINDOW_BYTES)),
             cancelled_here: RefCell::new(Vec::new()),
             next: Cell::new(usize::from(seed.id.0)),
             stopping: Cell::new(false),
+            leaves_at: Cell::new(Time::NEVER),
             failed_at_once: Cell::new(0),
         })
     }
@@ -205,52 +215,28 @@ impl Core {
         failed.is_multiple_of(FAILURES_AT_ONCE)
     }
 
+    /// Whether there are other nodes, or may be.
+    #[inline]
+    pub(crate) fn is_clustered(&self) -> bool {
+        self.clustered
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.get()
     }
 
-    pub(crate) fn set_stopping(&self) {
+    pub(crate) fn set_stopping(&self, leaves_at: Time) {
+        self.leaves_at.set(leaves_at);
         self.stopping.set(true);
+    }
+
+    pub(crate) fn leaves_at(&self) -> Time {
+        self.leaves_at.get()
     }
 
     #[inline]
     fn handler(&self, index: u32) -> Option<&dyn Serve> {
         self.handlers.get()?.request(index)
-    }
-
-    #[inline]
-    fn destination(
-        &self,
-        index: u32,
-        id: MessageId,
-        key: u64,
-        contract: Option<fn() -> Contract>,
-    ) -> Destination {
-        match self.routes.request(index).map(|shards| shards.place(key)) {
-            Some(Recipients::Owner(shard)) if shard == self.shard.0 => Destination::Here,
-            Some(Recipients::AnyOf(_)) if self.handler(index).is_some() => Destination::Here,
-            Some(Recipients::Owner(shard)) if self.routes.stuck.contains(shard) => {
-                Destination::Nowhere(NotSent::Stuck)
-            }
-            Some(Recipients::Owner(shard)) => Destination::Shard(shard),
-            Some(Recipients::AnyOf(shards)) => self
-                .routes
-                .stuck
-                .next_of(shards, self.turn())
-                .map_or(Destination::Nowhere(NotSent::Stuck), Destination::Shard),
-            None => contract
-                .map_or(Destination::Nowhere(NotSent::NoHandler), |contract| self.lane_for(id, contract)),
-        }
-    }
-
-    fn lane_for(&self, id: MessageId, contract: fn() -> Contract) -> Destination {
-        let mut lanes = self.lanes.borrow_mut();
-        match lanes.candidate(id, contract) {
-            Ok(lane) => Destination::Lane(lane),
-            // Not every peer has been reached for the first time: too early to say that nobody handles it.
-            Err(_) if lanes.is_forming() => Destination::Forming,
-            Err(reason) => Destination::Nowhere(reason),
-        }
     }
 
     /// A ticket for round robin.
@@ -280,7 +266,15 @@ impl Core {
             return self.give_up(slot, reason);
         }
         let index = R::type_index().get();
-        let destination = self.destination(index, R::ID, request.key(), Some(Contract::of_request::<R>));
+        let destination = self.destination(&Traveller {
+            index,
+            id: R::ID,
+            key: request.key(),
+            keyed: R::KEYED,
+            choice: manner.choice,
+            contract: Some(Contract::of_request::<R>),
+            call: slot,
+        });
         if destination == Destination::Here
             && slot.is_none()
             && self.here.borrow().is_empty()
@@ -295,6 +289,9 @@ impl Core {
         let granted = slot.is_some();
         let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
         let Some(call) = opened else { return self.give_up(None, NotSent::TooManyCalls) };
+        if self.clustered {
+            self.travels(call, manner.choice.of(R::KEYED), manner.flags);
+        }
         let header = request_header(request, manner.flags, call, now.micros_until(deadline));
         let no_room = match destination {
             Destination::Shard(shard) => {
@@ -305,13 +302,19 @@ impl Core {
                 }
             }
             Destination::Lane(lane) => {
-                let queued = self.lanes.borrow_mut().request(lane, header, request, granted);
+                let mut lanes = self.lanes.borrow_mut();
+                let header = to_another_node(header, manner.choice, lanes.digest());
+                let queued = lanes.request(lane, header, request, granted);
+                drop(lanes);
                 match queued {
-                    Ok(offset) => return self.sent(call, Target::Lane { lane, offset }),
+                    Ok(offset) => {
+                        self.budget.earn();
+                        return self.sent(call, Target::Lane { lane, offset });
+                    }
                     Err(no_room) => no_room,
                 }
             }
-            Destination::Forming => NoRoom::Wait,
+            Destination::Opening(_) | Destination::Later => NoRoom::Wait,
             Destination::Here | Destination::Nowhere(_) => {
                 match self.send_here(header, request, call, deadline) {
                     Ok(()) => return self.sent(call, Target::Here),
@@ -332,6 +335,12 @@ impl Core {
         }
     }
 
+    /// What has to be known of a call if it comes to nothing where it goes.
+    #[inline]
+    fn travels(&self, call: CallId, choice: Choice, flags: Flags) {
+        self.calls.borrow_mut().travels(call, choice, flags.contains(Flags::IDEMPOTENT));
+    }
+
     #[inline]
     fn sent(&self, call: CallId, target: Target) -> Attempt {
         self.calls.borrow_mut().sent(call, target);
@@ -339,19 +348,27 @@ impl Core {
     }
 
     fn give_up(&self, slot: Option<CallId>, reason: NotSent) -> Attempt {
+        let mut ending = Ending::NotSent(reason);
         if let Some(call) = slot {
-            self.calls.borrow_mut().abandon(call);
+            let mut calls = self.calls.borrow_mut();
+            // What the attempts before came to is not hidden by one that got nowhere.
+            ending = calls.journey(call).map_or(ending, |journey| journey.conclude(ending));
+            calls.abandon(call);
         }
-        self.counters.calls_not_sent.add(1);
-        Attempt::Ended(Ending::NotSent(reason), None)
+        self.count_ending(ending);
+        Attempt::Ended(ending, None)
     }
 
     /// Why a request that may not wait for room is not sent.
     #[cold]
     fn no_room_at_once(&self, destination: Destination) -> NotSent {
         self.counters.sends_full.add(1);
-        // Before the first lane is up nothing is full: there is nobody yet.
-        if destination == Destination::Forming { NotSent::NoHandler } else { NotSent::Full }
+        match destination {
+            // Before the first lane is up nothing is full: there is nobody yet.
+            Destination::Later => NotSent::NoHandler,
+            Destination::Opening(_) => NotSent::OutOfReach,
+            _ => NotSent::Full,
+        }
     }
 
     /// Runs a handler of this shard inside its caller, if it can run at once.
@@ -410,6 +427,10 @@ impl Core {
     }
 
     fn wait_for_room(&self, destination: Destination, call: CallId, frame: Option<OwnedFrame>, again: bool) {
+        // A batch tries again whenever it is polled, and then stands in a queue already.
+        if !self.calls.borrow_mut().enlist(call) {
+            return;
+        }
         self.counters.waits.add(1);
         let live = |call| self.calls.borrow_mut().waiting(call).is_some();
         let lost = match destination {
@@ -419,40 +440,38 @@ impl Core {
                 });
                 None
             }
-            Destination::Lane(lane) => {
-                let waits = self.lanes.borrow_mut().wait(lane, call, frame, again, live);
-                waits.is_err().then_some(Ending::NotSent(NotSent::LaneLost))
+            Destination::Lane(lane) => self.lanes.borrow_mut().wait(lane, (call, frame), again, live).err(),
+            Destination::Opening(peer) => {
+                self.calls.borrow_mut().bind(call, peer);
+                self.lanes.borrow_mut().wait_for_lane(peer, (call, frame), live).err()
             }
-            Destination::Forming => {
-                let mut forming = self.forming.borrow_mut();
-                if forming.len() == forming.capacity() {
-                    forming.retain(|(call, _)| live(*call));
-                }
-                forming.push_back((call, frame));
+            Destination::Later => {
+                self.lanes.borrow_mut().wait_for_view((call, frame), self.now(), live);
                 None
             }
             // The queue of this shard is full: refuse, rather than let a shard wait for itself.
-            Destination::Here | Destination::Nowhere(_) => Some(Ending::Refused(Refusal::Overloaded)),
+            Destination::Here | Destination::Nowhere(_) => {
+                return self.complete(call, Ending::Refused(Refusal::Overloaded), |_| ());
+            }
         };
-        if let Some(ending) = lost {
-            self.complete(call, ending, |_| ());
+        // The lane or the peer is gone: it looks for another way.
+        if let Some(waiting) = lost {
+            self.lanes.borrow_mut().look_again(waiting);
         }
     }
 
-    /// What waited for the first lanes is tried again: one came up, or the first attempts are over.
-    pub(crate) fn retry_forming(&self) {
-        let waiting = std::mem::take(&mut *self.forming.borrow_mut());
-        for (call, frame) in waiting {
+    /// Calls whose way has changed look for it again: a lane has opened or could not be, a view has come, a node has sent
+    /// them on.
+    pub(crate) fn resolve_again(&self) {
+        let again = self.lanes.borrow_mut().take_again(self.now());
+        for (call, frame) in again {
             self.granted(call, frame);
         }
     }
 
-    pub(crate) fn has_forming(&self) -> bool {
-        !self.forming.borrow().is_empty()
-    }
-
     /// There may be room now for a call that waited: a future is woken to try again, a forwarded frame goes at once.
     pub(crate) fn granted(&self, call: CallId, frame: Option<OwnedFrame>) {
+        self.calls.borrow_mut().delist(call);
         let Some(frame) = frame else {
             let waker = self.calls.borrow_mut().room_for(call);
             if let Some(waker) = waker {
@@ -461,13 +480,19 @@ impl Core {
             return;
         };
         let deadline = self.calls.borrow_mut().waiting(call);
-        let contract = self.calls.borrow_mut().contract(call);
-        let Some(deadline) = deadline else { return pool::give(frame) };
+        let terms = self.calls.borrow_mut().terms(call);
+        let (Some(deadline), Some((contract, choice))) = (deadline, terms) else { return pool::give(frame) };
         if self.stopping.get() {
             pool::give(frame);
             return self.complete(call, Ending::NotSent(NotSent::Stopping), |_| ());
         }
-        match self.destination_of(&frame, contract) {
+        if let (Some(contract), Choice::Usual) = (contract, choice)
+            && frame.header().is_some_and(|header| header.kind == Kind::Event)
+            && !self.lanes.borrow().is_too_early()
+        {
+            return self.begin_now(call, frame, deadline, contract);
+        }
+        match self.destination_of(&frame, contract, choice, Some(call)) {
             Destination::Nowhere(reason) => {
                 pool::give(frame);
                 self.complete(call, Ending::NotSent(reason), |_| ());
@@ -476,18 +501,36 @@ impl Core {
         }
     }
 
-    fn destination_of(&self, frame: &OwnedFrame, contract: Option<fn() -> Contract>) -> Destination {
+    fn destination_of(
+        &self,
+        frame: &OwnedFrame,
+        contract: Option<fn() -> Contract>,
+        choice: Choice,
+        call: Option<CallId>,
+    ) -> Destination {
         let Some(header) = frame.header() else { return Destination::Nowhere(NotSent::Unarchivable) };
         if header.kind == Kind::Event {
-            // A part of a broadcast, on its way to the other shard that it is for.
-            return Destination::Shard(header.shard);
+            // A part of a broadcast, on its way to the node or the other shard that it is for; or one that has not begun.
+            return match choice {
+                Choice::Node(node) => self.way_to_node(node, &header),
+                Choice::Local => Destination::Shard(header.shard),
+                _ => Destination::Later,
+            };
         }
         // The context word of a frame from another node counts that process's types: only the id says what it is here.
         let index = match frame.local() {
             Some(_) if header.context != 0 => u32::try_from(header.context).ok(),
             _ => self.routes.index_of(header.message),
         };
-        self.destination(index.unwrap_or(0), header.message, header.key, contract)
+        self.destination(&Traveller {
+            index: index.unwrap_or(0),
+            id: header.message,
+            key: header.key,
+            keyed: header.flags.contains(Flags::KEYED),
+            choice,
+            contract,
+            call,
+        })
     }
 
     /// Sends a request on behalf of someone else (a foreign thread, another node), who gets the answer as it is.
@@ -497,18 +540,20 @@ impl Core {
         frame: OwnedFrame,
         mut to: ReplyTo,
         deadline: Time,
-        contract: Option<fn() -> Contract>,
+        terms: Option<(fn() -> Contract, Choice)>,
         go: Try,
     ) {
         if deadline <= self.now() {
             return self.end(&mut to, Ending::NotSent(NotSent::Deadline));
         }
-        let destination = match self.destination_of(&frame, contract) {
+        let contract = terms.map(|(contract, _)| contract);
+        let choice = terms.map_or(Choice::Usual, |(_, choice)| choice);
+        let destination = match self.destination_of(&frame, contract, choice, None) {
             Destination::Nowhere(reason) => return self.end(&mut to, Ending::NotSent(reason)),
             Destination::Here => return self.queue(frame, to, deadline),
             destination => destination,
         };
-        let opened = self.calls.borrow_mut().open_forward(deadline, to, contract);
+        let opened = self.calls.borrow_mut().open_forward(deadline, to, contract, choice);
         match opened {
             Ok(call) => self.pass(destination, call, frame, deadline, go),
             Err(mut to) => self.end(&mut to, Ending::NotSent(NotSent::TooManyCalls)),
@@ -523,21 +568,25 @@ impl Core {
             Destination::Shard(shard) => {
                 self.with_peer(shard, |peer| peer.forward(frame, granted)).map(|()| Target::Shard(shard))
             }
-            Destination::Lane(lane) => {
-                let forwarded = self.lanes.borrow_mut().forward(lane, frame, granted);
-                match forwarded {
-                    Ok(offset) => Ok(Target::Lane { lane, offset }),
-                    Err((frame, NoRoom::Wait)) => Err(frame),
-                    Err((frame, NoRoom::Never(error))) => {
-                        pool::give(frame);
-                        return self.complete(call, Ending::NotSent(not_encoded(error)), |_| ());
-                    }
+            Destination::Lane(lane) => match self.pass_over(lane, call, &frame, granted) {
+                Ok(target) => {
+                    self.calls.borrow_mut().sent(call, target);
+                    return self.calls.borrow_mut().keep_request(call, frame);
                 }
+                Err(NoRoom::Wait) => Err(frame),
+                Err(NoRoom::Never(error)) => {
+                    pool::give(frame);
+                    return self.complete(call, Ending::NotSent(not_encoded(error)), |_| ());
+                }
+            },
+            Destination::Opening(_) | Destination::Later => Err(frame),
+            Destination::Here => {
+                self.calls.borrow_mut().sent(call, Target::Here);
+                return self.queue(frame, ReplyTo::Here(call), deadline);
             }
-            Destination::Forming => Err(frame),
-            Destination::Here | Destination::Nowhere(_) => {
+            Destination::Nowhere(reason) => {
                 pool::give(frame);
-                return self.complete(call, Ending::Refused(Refusal::NoHandler), |_| ());
+                return self.complete(call, Ending::NotSent(reason), |_| ());
             }
         };
         match passed {
@@ -550,4 +599,32 @@ impl Core {
             Err(frame) => self.wait_for_room(destination, call, Some(frame), granted),
         }
     }
+
+    /// Queues a forwarded request on a lane.
+    fn pass_over(
+        &self,
+        lane: LaneKey,
+        call: CallId,
+        frame: &OwnedFrame,
+        granted: bool,
+    ) -> Result<Target, NoRoom> {
+        let choice = self.calls.borrow_mut().terms(call).map_or(Choice::Usual, |(_, choice)| choice);
+        let Some(header) = frame.header() else { return Err(NoRoom::Never(EncodeError::TooLarge)) };
+        let mut lanes = self.lanes.borrow_mut();
+        let travels = to_another_node(header, choice, lanes.digest());
+        let offset = lanes.forward(lane, travels, frame, granted)?;
+        drop(lanes);
+        self.budget.earn();
+        self.travels(call, choice.of(header.flags.contains(Flags::KEYED)), header.flags);
+        Ok(Target::Lane { lane, offset })
+    }
+}
+
+/// The header of a request for another node: it says by which view it comes, and has no mark of a key that does not
+/// decide about the node.
+#[inline]
+fn to_another_node(header: Header, choice: Choice, digest: u64) -> Header {
+    let decides = matches!(choice, Choice::Usual | Choice::Owner);
+    let flags = if decides { header.flags } else { header.flags.without(Flags::KEYED) };
+    Header { flags, context: digest, ..header }
 }

@@ -1,12 +1,18 @@
 //! The shard's side of its lanes: which frame goes where, and what ends with a lane.
 
-use catga_codec::{CallId, ForeignFrame, Kind};
+use std::sync::Arc;
 
-use crate::call::table::{Ending, LaneKey, Target};
+use catga_codec::{CallId, Flags, ForeignFrame, Header, Kind};
+use catga_discovery::Subscriber;
+
+use crate::agent::Targets;
+use crate::call::table::{Ending, LaneKey};
 use crate::client::inbox::Inbound;
 use crate::context::Context;
 use crate::error::{NotSent, Refusal, Unknown};
-use crate::lane::io::Ended;
+use crate::lane::io::LaneIo;
+use crate::lane::lag::micros;
+use crate::lane::lanes::{Ended, Opened};
 use crate::lane::outcome::{Fate, Step};
 use crate::pool;
 use crate::runtime::Accepted;
@@ -15,6 +21,7 @@ use crate::shard::Shard;
 use crate::shard::core::answer::ending_of;
 use crate::shard::core::{Core, Try};
 use crate::shard::reply_to::ReplyTo;
+use crate::shard::window::{Arrival, Asked};
 use crate::time::Time;
 
 impl Shard {
@@ -24,7 +31,7 @@ impl Shard {
             return 0;
         }
         let mut due = std::mem::take(&mut self.due);
-        self.core.lanes.borrow().due_for_reading(now, &mut due);
+        self.core.lanes.borrow_mut().due_for_reading(now, &mut due);
         let frames = due.iter().map(|&key| self.read_lane(key, now)).sum();
         self.due = due;
         frames
@@ -36,13 +43,16 @@ impl Shard {
         let Some(mut receive) = read else { return 0 };
         let mut frames = 0;
         loop {
-            let step = match self.core.lanes.borrow_mut().machine(key) {
-                Some(machine) => machine.next_frame(receive.bytes()),
-                None => return frames,
-            };
+            let step = self
+                .core
+                .lanes
+                .borrow_mut()
+                .machine(key, |machine| (machine.next_frame(receive.bytes()), machine.lag_us()));
+            let Some((step, lag_us)) = step else { return frames };
             match step {
                 Step::Frame { frame, consumed } => {
-                    self.core.take_lane_frame(key, frame, &mut self.ctx, now);
+                    let late_us = lag_us.saturating_add(self.held_up_us(now));
+                    self.core.take_lane_frame(key, frame, late_us, &mut self.ctx, now);
                     receive.consume(consumed);
                     frames += 1;
                 }
@@ -51,13 +61,10 @@ impl Shard {
                     receive.consume(consumed);
                     self.core.counters.lanes_opened.add(1);
                     let mut rest = Some(receive);
-                    let handed = self.core.lanes.borrow_mut().opened(key, &mut rest, &mut *self.world);
-                    if let Some((shard, lane)) = handed {
-                        // A full inbox drops the lane: the peer sees the connection end, and dials again.
-                        let _ = self.inboxes[usize::from(shard)].push(Inbound::Lane(lane));
-                        return frames;
+                    let opened = self.core.lanes.borrow_mut().opened(key, &mut rest, &mut *self.world, now);
+                    if let Opened::For(shard, lane) = opened {
+                        self.hand_over(shard, lane, now);
                     }
-                    self.core.retry_forming();
                     match rest {
                         Some(rest) => receive = rest,
                         None => return frames,
@@ -78,6 +85,32 @@ impl Shard {
         frames
     }
 
+    /// By how much this turn's time is behind, if some handler in it has held the shard up.
+    #[inline]
+    fn held_up_us(&mut self, now: Time) -> u32 {
+        if self.core.pulse.is_long() { micros(self.world.now().since(now)) } else { 0 }
+    }
+
+    /// Gives an open lane to the shard that its peer has asked for.
+    fn hand_over(&mut self, shard: u16, lane: Box<LaneIo>, now: Time) {
+        let inbox = &self.inboxes[usize::from(shard)];
+        if inbox.is_closed() {
+            // It stops, and so will this one: until then what the peer has sent already is served from here.
+            return self.take_lane(lane, now);
+        }
+        if inbox.push(Inbound::Lane(lane)).is_err() {
+            // The peer sees the connection end, and dials again.
+            self.core.counters.lanes_refused.add(1);
+        }
+    }
+
+    /// Takes over a lane that another shard has opened for this one.
+    pub(super) fn take_lane(&mut self, lane: Box<LaneIo>, now: Time) {
+        if !self.core.lanes.borrow_mut().adopt(lane, self.paused, &mut *self.world, now) {
+            self.core.counters.lanes_refused.add(1);
+        }
+    }
+
     /// Dials, beats, writes; and ends the calls of lanes that have ended.
     pub(super) fn tend_lanes(&mut self, now: Time) {
         if !self.core.lanes.borrow().any() {
@@ -91,28 +124,50 @@ impl Shard {
             self.core.counters.lane_writes.add(written);
             lanes.tick(now, &mut ended);
             self.core.counters.lanes_open.set(lanes.open() as u64);
+            lanes.publish_early(now);
         }
+        self.core.count_told();
         for Ended { key, closed } in ended.drain(..) {
-            tracing::info!(%closed, "a lane has ended");
+            let (peer, node) = self.core.lanes.borrow().who(key);
+            tracing::info!(peer, node, %closed, "a lane has ended");
             if closed.reason.breaks_a_rule() {
                 self.core.counters.lanes_refused.add(1);
+            }
+            if closed.reason.is_unproven() {
+                self.core.counters.lanes_unproven.add(1);
             }
             self.core.counters.lanes_ended.add(1);
             self.core.lane_ended(key, &self.ctx);
         }
         self.ended = ended;
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);
-        self.grant_lanes();
+        self.tell_contacts();
+        self.core.resolve_again();
+        loop {
+            let granted = self.core.lanes.borrow_mut().grant();
+            let Some((call, frame)) = granted else { break };
+            self.core.granted(call, frame);
+        }
     }
 
-    fn grant_lanes(&mut self) {
-        let keys = self.core.lanes.borrow().waited_for();
-        for key in keys {
-            loop {
-                let granted = self.core.lanes.borrow_mut().grant(key);
-                let Some((call, frame)) = granted else { break };
-                self.core.granted(call, frame);
-            }
+    /// Takes over what the agent has concluded.
+    pub(super) fn take_view(&mut self, now: Time) {
+        let Some(membership) = &mut self.membership else { return };
+        if let Some(Targets(targets)) = membership.targets.as_mut().and_then(Subscriber::take).as_deref() {
+            self.core.lanes.borrow_mut().aim(targets);
+        }
+        if let Some(view) = membership.views.take() {
+            tracing::debug!(shard = %self.core.shard, %view, "a new view");
+            self.core.lanes.borrow_mut().set_view(view, now);
+        }
+    }
+
+    /// Tells the agent whom this shard is in touch with, if that has changed.
+    fn tell_contacts(&mut self) {
+        let Some(membership) = &mut self.membership else { return };
+        if let Some(contacts) = self.core.lanes.borrow_mut().new_contacts() {
+            membership.contacts.publish(Arc::new(contacts));
+            membership.agent.wake();
         }
     }
 
@@ -122,9 +177,8 @@ impl Shard {
         for _ in 0..BATCH {
             match self.world.accept() {
                 Accepted::Stream(stream) => {
-                    if !self.core.lanes.borrow_mut().accept(stream, &mut *self.world, now) {
-                        self.core.counters.lanes_refused.add(1);
-                    }
+                    let closed = self.core.lanes.borrow_mut().accept(stream, &mut *self.world, now);
+                    self.core.counters.lanes_refused.add(closed);
                 }
                 Accepted::TurnedAway => {
                     self.core.counters.accepts_failed.add(1);
@@ -138,22 +192,32 @@ impl Shard {
 }
 
 impl Core {
-    /// A frame from another node.
+    /// A frame from another node, that may have waited for `late_us` before it was read.
     #[inline]
-    fn take_lane_frame(&self, lane: LaneKey, frame: ForeignFrame<'_>, ctx: &mut Context, now: Time) {
+    fn take_lane_frame(
+        &self,
+        lane: LaneKey,
+        frame: ForeignFrame<'_>,
+        late_us: u32,
+        ctx: &mut Context,
+        now: Time,
+    ) {
         let header = frame.header();
         match header.kind {
             Kind::Request => {
                 let mut to = ReplyTo::Lane { lane, call: header.call };
-                let deadline = now.after_micros(header.remaining_us);
-                let away = self.lanes.borrow_mut().turns_away(lane, header.message);
-                if self.is_stopping() {
-                    // Peers may go on sending: they are told to go elsewhere, or this node would never drain.
-                    self.refuse(&mut to, Refusal::Stopping);
-                } else if let Some(refusal) = away {
+                if header.flags.contains(Flags::IDEMPOTENT) && !self.is_first(lane, &mut to) {
+                    return;
+                }
+                let deadline = now.after_micros(header.remaining_us.saturating_sub(late_us));
+                let away = self.turns_away(lane, &header, now);
+                if let Some(refusal) = away {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
                     self.serve(&header, Incoming::Foreign(frame), ctx, &mut to, deadline);
+                } else if deadline <= now {
+                    self.counters.expired.add(1);
+                    self.refuse(&mut to, Refusal::Expired);
                 } else {
                     let mut copy = pool::take();
                     copy.copy_foreign(frame);
@@ -169,46 +233,116 @@ impl Core {
                     self.counters.answers_late.add(1);
                 }
             }
-            Kind::Cancel => self.end_tasks(ctx, |to, _| {
-                matches!(to, ReplyTo::Lane { lane: over, call } if *over == lane && *call == header.call)
-            }),
-            Kind::Event if header.call != CallId::default() => self.take_lane_broadcast(lane, frame, now),
-            Kind::Event => self.listen(Incoming::Foreign(frame), ctx, &mut ReplyTo::Nobody, Time::NEVER),
+            Kind::Cancel => self.take_cancel(lane, header.call, ctx),
+            Kind::Event if header.call != CallId::default() => {
+                self.take_lane_broadcast(lane, frame, late_us, now);
+            }
+            // One that this node could misread is not looked at.
+            Kind::Event if self.lanes.borrow().refuses_layout(lane, header.message) => {
+                self.counters.events_dropped.add(1);
+            }
+            Kind::Event => self.take_lane_event(frame, ctx),
             // The machine hands out no other kinds.
             _ => {}
         }
     }
 
+    /// Why a request of another node is turned away before it is looked at, if it is.
+    #[inline]
+    fn turns_away(&self, lane: LaneKey, header: &Header, now: Time) -> Option<Refusal> {
+        if self.has_left(now) {
+            return Some(Refusal::Stopping);
+        }
+        let lanes = self.lanes.borrow();
+        let refusal = lanes.turns_away(lane, header.message);
+        if refusal.is_none() && header.flags.contains(Flags::KEYED) && !lanes.owns(header) {
+            return Some(Refusal::WrongOwner);
+        }
+        refusal
+    }
+
+    /// Whether an idempotent request has not come before; then it is answered by way of the window. One that comes again gets
+    /// the answer of the first, here or when there is one.
+    #[inline(never)]
+    fn is_first(&self, lane: LaneKey, to: &mut ReplyTo) -> bool {
+        let ReplyTo::Lane { call, .. } = *to else { return true };
+        let Some(asked) = self.asked(lane, call) else { return true };
+        let mut window = self.window.borrow_mut();
+        match window.arrives(asked, lane, self.now()) {
+            Arrival::First(entry) => *to = ReplyTo::Window(entry),
+            Arrival::NoRoom => {}
+            Arrival::Joined { before } => {
+                drop(window);
+                self.counters.repeats_joined.add(1);
+                self.end(&mut ReplyTo::Lane { lane: before, call }, Ending::Unknown(Unknown::LaneLost));
+                return false;
+            }
+            Arrival::Ended(ending, frame) => {
+                self.counters.repeats_answered.add(1);
+                self.say_again(lane, call, ending, frame);
+                return false;
+            }
+        }
+        self.counters.window_evicted.add(window.take_evicted());
+        true
+    }
+
+    /// Whose request a call on a lane is.
+    fn asked(&self, lane: LaneKey, call: CallId) -> Option<Asked> {
+        let lanes = self.lanes.borrow();
+        let (node, shard) = lanes.other_end(lane)?;
+        Some(Asked { node: node.id.hash64(), incarnation: node.incarnation, shard, call })
+    }
+
+    /// The caller does not wait any more: what runs for it ends.
+    fn take_cancel(&self, lane: LaneKey, call: CallId, ctx: &Context) {
+        let asked = self.asked(lane, call);
+        let kept = asked.and_then(|asked| self.window.borrow().running(&asked, lane));
+        self.end_tasks(ctx, |to, _| match to {
+            ReplyTo::Lane { lane: over, call: ended } => *over == lane && *ended == call,
+            ReplyTo::Window(entry) => Some(*entry) == kept,
+            _ => false,
+        });
+    }
+
+    /// Whether peers are served no more. They may go on sending after they were told that this node leaves: it would never
+    /// drain.
+    #[inline]
+    fn has_left(&self, now: Time) -> bool {
+        self.is_stopping() && now >= self.leaves_at()
+    }
+
     /// Another node's broadcast: it goes to all listeners of this node, and this lane gets the one answer.
     #[cold]
-    fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, now: Time) {
+    fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, late_us: u32, now: Time) {
         let header = frame.header();
         let mut to = ReplyTo::Lane { lane, call: header.call };
-        let away = self.lanes.borrow_mut().turns_away(lane, header.message);
+        let away = if self.has_left(now) {
+            Some(Refusal::Stopping)
+        } else {
+            self.lanes.borrow().turns_away(lane, header.message)
+        };
         if let Some(refusal) = away {
             return self.refuse(&mut to, refusal);
         }
         let mut copy = pool::take();
         copy.copy_foreign(frame);
-        self.broadcast(copy, to, now.after_micros(header.remaining_us));
+        self.broadcast(copy, to, now.after_micros(header.remaining_us.saturating_sub(late_us)), None);
     }
 
-    /// Ends what hung on a lane: its calls, those that waited for it, and the tasks that would have answered over it.
+    /// Ends what hung on a lane: its calls, those that waited for it, and the tasks that would have answered over it. Those of
+    /// idempotent requests go on: their callers ask again.
     fn lane_ended(&self, key: LaneKey, ctx: &Context) {
-        self.end_calls(|target| match target {
-            Some(Target::Lane { lane, offset }) if lane == key => {
-                Some(match self.lanes.borrow_mut().fate(key, offset) {
-                    Fate::NotSent | Fate::NotTaken => Ending::NotSent(NotSent::LaneLost),
-                    Fate::Unknown => Ending::Unknown(Unknown::LaneLost),
-                })
-            }
-            _ => None,
-        });
-        let waiting = self.lanes.borrow_mut().take_waiting(key);
-        for (call, frame) in waiting {
-            // They may go by another lane, if there is one.
-            self.granted(call, frame);
+        let under_way = self.calls.borrow().over(key);
+        for (call, offset) in under_way {
+            let fate = self.lanes.borrow().fate(key, offset);
+            let ending = match fate {
+                Fate::NotSent | Fate::NotTaken => Ending::NotSent(NotSent::LaneLost),
+                Fate::Unknown => Ending::Unknown(Unknown::LaneLost),
+            };
+            self.complete(call, ending, |_| ());
         }
+        self.lanes.borrow_mut().take_waiting(key);
         self.end_tasks(ctx, |to, _| matches!(to, ReplyTo::Lane { lane, .. } if *lane == key));
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod mesh;
 pub(crate) mod reply_to;
 pub(crate) mod thread;
 mod turn;
+pub(crate) mod window;
 
 pub(crate) use turn::Turn;
 
@@ -21,10 +22,11 @@ use std::time::Duration;
 use catga_discovery::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
+use crate::agent::Membership;
 use crate::call::table::LaneKey;
 use crate::client::inbox::Inbox;
 use crate::context::{Context, ShardId};
-use crate::lane::io::{Ended, LaneSetup, Lanes};
+use crate::lane::lanes::{Ended, LaneSetup, Lanes};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
 use crate::runtime::{Token, World};
@@ -101,6 +103,8 @@ pub(crate) struct Seed {
     pub(crate) bind: BindContext,
     pub(crate) control: Arc<Control>,
     pub(crate) lanes: Option<LaneSetup>,
+    /// What it hears from the agent, and where it tells it of its lanes; with a cluster.
+    pub(crate) membership: Option<Membership>,
     pub(crate) calls_max: u32,
     pub(crate) deadline: Duration,
 }
@@ -118,10 +122,15 @@ pub(crate) struct Shard {
     ready: Arc<Ready>,
     control: Arc<Control>,
     world: Box<dyn World>,
+    membership: Option<Membership>,
     /// When tasks were last looked over for expiry.
     tasks_swept: Time,
     /// When the last turn began, if the shard has not slept since.
     turned: Option<Time>,
+    /// When the next turn should begin at the latest: at once, or when the shard has slept long enough.
+    expected: Time,
+    /// How much later than expected this turn has begun.
+    paused: Duration,
     /// When to look into the inbox.
     inbox_gather: Gather,
     /// When the world was last asked which sockets are ready.
@@ -147,6 +156,7 @@ impl Shard {
         let lanes = Lanes::new(seed.id.0, seed.lanes.take());
         let outgoing = std::mem::take(&mut seed.ends.outgoing);
         let core = Core::new(&seed, outgoing, lanes);
+        let membership = seed.membership.take();
         let Seed { ends, inboxes, doorbell, bind, control, .. } = seed;
         core.install(handlers(&core));
         Self {
@@ -158,8 +168,11 @@ impl Shard {
             ready: bind.ready,
             control,
             world,
+            membership,
             tasks_swept: Time::ZERO,
             turned: None,
+            expected: Time::NEVER,
+            paused: Duration::ZERO,
             inbox_gather: Gather::up_to(INBOX_BATCH, 1),
             polled: Time::ZERO,
             tokens: Vec::new(),
@@ -194,7 +207,7 @@ impl Drop for Shard {
     fn drop(&mut self) {
         self.core.pulse.rest();
         // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
-        self.inbox().close();
+        drop(self.inbox().close());
         // By a panic it may end before it was quiet: nobody waits for it then, and nobody is to send it anything.
         if !self.stopped {
             self.core.routes.stuck.set(self.core.shard.0, true);

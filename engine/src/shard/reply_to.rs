@@ -9,6 +9,7 @@ use catga_codec::CallId;
 use crate::call::table::LaneKey;
 use crate::client::completion::Promise;
 use crate::shard::core::fanout::FanoutId;
+use crate::shard::window::WindowId;
 
 /// Where an answer goes.
 #[derive(Debug, Default)]
@@ -24,8 +25,10 @@ pub(crate) enum ReplyTo {
     Lane { lane: LaneKey, call: CallId },
     /// To a foreign thread.
     Client(Promise),
-    /// To a broadcast of this shard, of which it is one part.
-    Part(FanoutId),
+    /// To a broadcast of this shard, of which it is one part; it counts for that line.
+    Part { fanout: FanoutId, line: u16 },
+    /// To whoever last asked for this entry of the window, over a lane.
+    Window(WindowId),
 }
 
 impl ReplyTo {

@@ -12,7 +12,7 @@ use crate::call::table::Ending;
 use crate::client::inbox::Inbound;
 use crate::error::{NotSent, Unknown};
 use crate::lane::close::CloseReason;
-use crate::limits::{EXPIRY_SWEEP, RING_BATCH_FRAMES, STALL};
+use crate::limits::{EXPIRY_SWEEP, LEAVE_GRACE, PAUSE, RING_BATCH_FRAMES, STALL};
 use crate::runtime::Token;
 use crate::service::Incoming;
 use crate::shard::mesh::{Arrived, Outgoing};
@@ -45,6 +45,7 @@ impl Shard {
         self.core.set_now(now);
         self.core.pulse.begin(now);
         self.note_last_turn(now);
+        self.take_view(now);
         let mut done = 0;
         if now >= self.core.timers.next() {
             done += self.core.run_timers(TIMER_BATCH, &mut self.ctx);
@@ -75,11 +76,29 @@ impl Shard {
                 counters.stalls.add(1);
             }
         }
+        self.paused = now.since(self.expected);
+        self.expected = now;
+        if self.paused >= PAUSE {
+            self.was_paused(self.paused);
+        }
     }
 
-    /// The shard goes to sleep: the time until its next turn is no turn's.
-    pub(crate) fn rest(&mut self) {
+    /// The shard was not there for so long: a handler held it up, or the machine did.
+    #[cold]
+    fn was_paused(&mut self, pause: Duration) {
+        self.core.counters.pauses.add(1);
+        tracing::warn!(
+            shard = %self.core.shard,
+            paused_ms = pause.as_millis(),
+            "the shard was paused; requests that may have waited in its sockets for longer than they had left are refused"
+        );
+        self.core.lanes.borrow_mut().paused(pause);
+    }
+
+    /// The shard goes to sleep, until then at the latest: the time until its next turn is no turn's.
+    pub(crate) fn rest(&mut self, until: Time) {
         self.turned = None;
+        self.expected = until;
         self.core.pulse.rest();
         self.core.counters.parks.add(1);
     }
@@ -142,11 +161,11 @@ impl Shard {
                     }
                     crate::pool::give(frame);
                 }
-                Inbound::Lane(lane) => {
-                    if !self.core.lanes.borrow_mut().adopt(lane, &mut *self.world) {
-                        self.core.counters.lanes_refused.add(1);
-                    }
+                Inbound::Publication(publication) => {
+                    self.core.tell_others(&publication.frame, publication.contract);
+                    crate::pool::give(publication.frame);
                 }
+                Inbound::Lane(lane) => self.take_lane(lane, self.core.now()),
             }
         }
         self.inbox().made_room(taken);
@@ -209,9 +228,6 @@ impl Shard {
                 self.core.granted(call, frame);
             }
         }
-        if self.core.has_forming() && !self.core.lanes.borrow().is_forming() {
-            self.core.retry_forming();
-        }
     }
 
     /// Makes what was written in this turn visible.
@@ -228,8 +244,13 @@ impl Shard {
         if !self.refusing {
             // From here on nothing new comes in; what is in flight may end.
             self.refusing = true;
-            self.core.set_stopping();
-            self.inbox().close();
+            for lane in self.inbox().close() {
+                self.take_lane(Box::new(lane), now);
+            }
+            let lanes = &self.core.lanes;
+            let leaves_at = if lanes.borrow().open() > 0 { (now + LEAVE_GRACE).min(until) } else { now };
+            lanes.borrow_mut().leave();
+            self.core.set_stopping(leaves_at);
         }
         if !self.closing {
             let drained = self.is_drained();
@@ -237,12 +258,14 @@ impl Shard {
                 return;
             }
             self.give_up_rest(drained);
+            self.core.lanes.borrow_mut().drop_events();
             self.core.lanes.borrow_mut().close_all(CloseReason::Stopping);
             self.closing = true;
         }
         self.core.lanes.borrow_mut().flush(&mut *self.world, now, true);
         if self.core.lanes.borrow().are_written() || now >= until {
             self.core.lose_keys(&mut self.ctx);
+            self.core.count_told();
             self.publish();
             self.core.publish_gauges();
             self.stopped = true;
@@ -251,7 +274,8 @@ impl Shard {
 
     /// Whether all that was in flight has ended, here and on the other shards.
     fn is_drained(&mut self) -> bool {
-        let quiet = self.core.tasks_running() == 0
+        let quiet = self.core.now() >= self.core.leaves_at()
+            && self.core.tasks_running() == 0
             && self.core.calls.borrow().live() == 0
             && !self.core.has_work_here()
             && !self.core.mesh.borrow().iter().flatten().any(|peer| peer.unanswered() > 0)
@@ -314,7 +338,14 @@ impl Shard {
         wake = wake.min(self.core.timers.next());
         // Nothing rings when another shard becomes quiet, nor when it has made room by taking what nobody answers.
         let waited_for = self.core.mesh.borrow().iter().flatten().any(Outgoing::is_waited_for);
-        if self.core.tasks_running() > 0 || self.refusing || waited_for {
+        // Nor when the agent has a new view.
+        let waits_for_view = self.core.lanes.borrow().has_unresolved();
+        // Nor can it be told how long something has waited in a socket while the shard slept; see `Lag`. Requests may come
+        // right behind the proof that opens a lane.
+        if self.core.lanes.borrow().held() > 0 {
+            wake = wake.min(now + PAUSE);
+        }
+        if self.core.tasks_running() > 0 || self.refusing || waited_for || waits_for_view {
             wake = wake.min(now + Duration::from_millis(1));
         }
         wake.since(now).min(LONGEST)

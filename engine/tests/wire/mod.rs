@@ -1,12 +1,15 @@
 //! A peer made by hand: it speaks the bytes of a lane without any of the engine's code, so that it can also lie.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Header, Kind, Message};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 
 /// An endpoint that only who holds the listener takes, and where nobody answers before that.
 pub(crate) fn listening() -> (TcpListener, SocketAddr) {
@@ -17,9 +20,14 @@ pub(crate) fn listening() -> (TcpListener, SocketAddr) {
 
 const HEADER: usize = 48;
 
+/// The size of a proof.
+pub(crate) const PROOF: usize = 32;
+
 /// One end of a connection to an engine.
 pub(crate) struct Peer {
     stream: TcpStream,
+    /// The key by which it will prove itself, and what it said in its Hello, until it was welcomed.
+    hello: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// What the engine sent: the header, and what follows it.
@@ -30,10 +38,26 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// The payload of a Hello or Welcome, as the protocol's first page describes it.
-pub(crate) fn greeting(cluster: &str, node: &str, offers: &[Contract]) -> Vec<u8> {
+/// A frame as it travels.
+pub(crate) fn framed(header: Header, payload: &[u8]) -> Vec<u8> {
+    let length = HEADER + payload.len();
+    let mut bytes = vec![0; length.next_multiple_of(16)];
+    Header { length: length as u32, ..header }.write(&mut bytes);
+    bytes[HEADER..length].copy_from_slice(payload);
+    bytes
+}
+
+/// A frame of this message.
+pub(crate) fn archived<M: Message>(header: Header, message: &M) -> Vec<u8> {
+    let mut frame = catga_codec::OwnedFrame::with_capacity(4096);
+    frame.encode(header, message).unwrap();
+    framed(Header { message: M::ID, ..header }, &frame.bytes()[HEADER..])
+}
+
+/// A greeting, as the protocol's first page describes it, of a node that has a cluster key or none.
+pub(crate) fn greeting(cluster: &str, node: &str, keyed: bool, offers: &[Contract]) -> Vec<u8> {
     let mut out = b"catga/ln".to_vec();
-    for word in [1u16, 1, 0, 1, 0, 0] {
+    for word in [1u16, 1, 0, 1, 0, u16::from(keyed)] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     for word in [1024 * 1024u32, 8192, offers.len() as u32] {
@@ -43,6 +67,7 @@ pub(crate) fn greeting(cluster: &str, node: &str, offers: &[Contract]) -> Vec<u8
     out.extend_from_slice(&[0; 16]); // nonce
     put_text(&mut out, cluster);
     put_text(&mut out, node);
+    put_text(&mut out, "127.0.0.1:1"); // its endpoint
     out.extend_from_slice(&0u32.to_le_bytes()); // extensions
     for offer in offers {
         out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -54,6 +79,28 @@ pub(crate) fn greeting(cluster: &str, node: &str, offers: &[Contract]) -> Vec<u8
     out
 }
 
+/// A proof: the label, and the texts behind their lengths.
+pub(crate) fn proof(key: &[u8], label: &str, texts: &[&[u8]]) -> [u8; PROOF] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    mac.update(label.as_bytes());
+    for text in texts {
+        mac.update(&(text.len() as u64).to_le_bytes());
+        mac.update(text);
+    }
+    mac.finalize().into_bytes().into()
+}
+
+/// What an acceptor says after its greeting: the greeting and its proof.
+pub(crate) fn welcome(key: &[u8], hello: &[u8], greeting: &[u8]) -> Vec<u8> {
+    [greeting, &proof(key, "catga lane welcome v1", &[hello, greeting])].concat()
+}
+
+/// The dialer's proof, after these two payloads.
+pub(crate) fn dialers_proof(key: &[u8], hello: &[u8], welcome: &[u8]) -> [u8; PROOF] {
+    let (greeting, proven) = welcome.split_last_chunk::<PROOF>().unwrap();
+    proof(key, "catga lane proof v1", &[hello, greeting, proven])
+}
+
 impl Peer {
     pub(crate) fn dial(endpoint: SocketAddr) -> Self {
         Self::on(TcpStream::connect(endpoint).unwrap())
@@ -61,23 +108,49 @@ impl Peer {
 
     /// Takes the connection that an engine makes to `listener`, and the greetings with it, as node `node`.
     pub(crate) fn welcome(listener: &TcpListener, node: &str, offers: &[Contract]) -> Self {
-        let mut peer = Self::on(listener.accept().unwrap().0);
-        let (hello, _) = peer.frame().expect("a Hello");
-        assert_eq!(hello.kind, Kind::Hello);
-        peer.send(Header::new(Kind::Welcome), &greeting("catga", node, offers));
+        let (mut peer, hello) = Self::greeted(listener);
+        let welcome = welcome(b"", &hello, &greeting("catga", node, false, offers));
+        peer.send(Header::new(Kind::Welcome), &welcome);
+        let (answer, proof) = peer.frame().expect("a Proof");
+        assert_eq!((answer.kind, &proof[..]), (Kind::Proof, &dialers_proof(b"", &hello, &welcome)[..]));
         peer
     }
 
-    /// Dials, and greets as node `node`.
+    /// Takes the connection that an engine makes to `listener`, and its Hello. Answers nothing.
+    pub(crate) fn greeted(listener: &TcpListener) -> (Self, Vec<u8>) {
+        let mut peer = Self::on(listener.accept().unwrap().0);
+        let (header, hello) = peer.frame().expect("a Hello");
+        assert_eq!(header.kind, Kind::Hello);
+        (peer, hello)
+    }
+
+    /// Dials, and greets as node `node`. [`frame`](Self::frame) proves itself when it sees the Welcome.
     pub(crate) fn hello(endpoint: SocketAddr, cluster: &str, node: &str) -> Self {
+        Self::hello_with(endpoint, b"", greeting(cluster, node, false, &[]))
+    }
+
+    /// Dials, and says this greeting, which is proven by this key.
+    pub(crate) fn hello_with(endpoint: SocketAddr, key: &[u8], greeting: Vec<u8>) -> Self {
         let mut peer = Self::dial(endpoint);
-        peer.send(Header::new(Kind::Hello), &greeting(cluster, node, &[]));
+        peer.send(Header::new(Kind::Hello), &greeting);
+        peer.hello = Some((key.to_vec(), greeting));
         peer
+    }
+
+    /// From now on it proves nothing by itself.
+    pub(crate) fn unproven(mut self) -> Self {
+        self.hello = None;
+        self
     }
 
     fn on(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        Self { stream }
+        Self { stream, hello: None }
+    }
+
+    /// The address by which the engine knows it.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
     }
 
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
@@ -86,22 +159,15 @@ impl Peer {
     }
 
     pub(crate) fn send(&mut self, header: Header, payload: &[u8]) {
-        let length = HEADER + payload.len();
-        let mut bytes = vec![0; length.next_multiple_of(16)];
-        Header { length: length as u32, ..header }.write(&mut bytes);
-        bytes[HEADER..length].copy_from_slice(payload);
-        self.raw(&bytes);
+        self.raw(&framed(header, payload));
     }
 
     /// Archives a message as the payload of a frame.
     pub(crate) fn say<M: Message>(&mut self, header: Header, message: &M) {
-        let mut frame = catga_codec::OwnedFrame::with_capacity(4096);
-        frame.encode(header, message).unwrap();
-        let payload = frame.bytes()[HEADER..].to_vec();
-        self.send(Header { message: M::ID, ..header }, &payload);
+        self.raw(&archived(header, message));
     }
 
-    /// The next frame, or nothing if the engine has closed the connection.
+    /// The next frame, or nothing if the engine has closed the connection. A Welcome is answered with the proof.
     pub(crate) fn frame(&mut self) -> Option<Frame> {
         let mut header = [0; HEADER];
         self.stream.read_exact(&mut header).ok()?;
@@ -110,6 +176,15 @@ impl Peer {
         let mut rest = vec![0; length.next_multiple_of(16) - HEADER];
         self.stream.read_exact(&mut rest).ok()?;
         rest.truncate(length - HEADER);
+        if parsed.kind == Kind::Heartbeat && parsed.code == 2 {
+            // The engine asks for an echo.
+            self.send(Header { code: 3, ..Header::new(Kind::Heartbeat) }, &[]);
+        }
+        if parsed.kind == Kind::Welcome
+            && let Some((key, hello)) = self.hello.take()
+        {
+            self.send(Header::new(Kind::Proof), &dialers_proof(&key, &hello, &rest));
+        }
         Some((parsed, rest))
     }
 

@@ -30,6 +30,7 @@ prop_compose! {
         versions in (1u16..5, 0u16..5), cluster in "[a-zé-ü ]{1,30}", node in "[A-Za-z0-9._-]{1,64}",
         incarnation in any::<u64>(), shard in any::<u16>(), more in 1u16..9, wanted_shard in any::<u16>(),
         frame_bytes_max in 4144u32.., calls_max in 0..=CALLS_MAX, nonce in any::<[u8; 16]>(),
+        keyed in any::<bool>(), endpoint in "[a-z0-9.:/ü]{1,80}",
         offers in proptest::collection::vec(any_offer(), 0..8),
     ) -> Greeting {
         let shards = shard.saturating_add(more);
@@ -45,6 +46,8 @@ prop_compose! {
             frame_bytes_max,
             calls_max,
             nonce,
+            keyed,
+            endpoint: endpoint.into(),
             offers: offers.into(),
         }
     }
@@ -107,7 +110,12 @@ fn each_number_has_its_range() {
     assert_eq!(out_of_range(&with(24, &[255; 4])), "number of calls");
     assert_eq!(out_of_range(&with(28, &[255; 4])), "number of contracts");
     assert_eq!(out_of_range(&with(56, &[255; 2])), "cluster name");
+    assert_eq!(out_of_range(&with(56 + 2 + 4 + 2 + 5, &[1, 1])), "endpoint");
     assert_eq!(out_of_range(&vec![0; 2 << 20]), "size in bytes");
+    for endpoint in ["", &"1".repeat(257)] {
+        let silent = Greeting { endpoint: endpoint.into(), ..greeting("there") };
+        assert!(matches!(silent.encode(), Err(HandshakeError::OutOfRange { .. })));
+    }
 }
 
 #[test]
@@ -120,9 +128,16 @@ fn a_count_beyond_the_bytes_allocates_nothing_and_is_refused() {
 fn extensions_are_skipped() {
     let ours = greeting("there");
     let mut payload = ours.encode().unwrap();
-    let at = 56 + 2 + "test".len() + 2 + "there".len();
+    let at = 56 + 2 + "test".len() + 2 + "there".len() + 2 + ours.endpoint.len();
     payload.splice(at..at + 4, [5, 0, 0, 0, 1, 2, 3, 4, 5]);
     assert_eq!(Greeting::decode(&payload).unwrap(), ours);
+}
+
+#[test]
+fn flags_that_mean_nothing_yet_are_skipped() {
+    assert_eq!(Greeting::decode(&with(18, &[1, 0])).unwrap(), greeting("there"));
+    assert_eq!(Greeting::decode(&with(18, &[255; 2])).unwrap(), greeting("there"));
+    assert!(!Greeting::decode(&with(18, &[254, 255])).unwrap().keyed);
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn reason(change: impl Fn(&mut Greeting)) -> CloseReason {
 fn both_sides_come_to_the_same() {
     let mut dialer = greeting("here");
     let mut acceptor = greeting("there");
+    acceptor.endpoint = "unix:/run/there.sock".into();
     (dialer.version_max, dialer.frame_bytes_max, dialer.calls_max) = (5, 9000, 3);
     (acceptor.version_max, acceptor.frame_bytes_max, acceptor.calls_max) = (3, 5000, 4);
     let there = agree(Role::Acceptor, &acceptor, &dialer, None).unwrap();
@@ -32,6 +33,7 @@ fn both_sides_come_to_the_same() {
     assert_eq!((here.calls_max, there.calls_max), (4, 3), "each keeps to what the other grants");
     assert_eq!((here.shard, here.peer_shard, there.shard, there.peer_shard), (0, 1, 1, 0));
     assert_eq!((here.peer.as_str(), there.peer.as_str()), ("there", "here"));
+    assert_eq!((&here.endpoint, &there.endpoint), (&acceptor.endpoint, &dialer.endpoint));
 }
 
 #[test]
@@ -43,6 +45,11 @@ fn what_cannot_come_together_says_why() {
     assert_eq!(reason(|theirs| theirs.cluster = "other".into()), CloseReason::ClusterMismatch);
     assert_eq!(reason(|theirs| theirs.node = NodeId::new("here").unwrap()), CloseReason::ConnectedToSelf);
     assert_eq!(reason(|theirs| theirs.wanted_shard = 2), CloseReason::NoSuchShard);
+    assert_eq!(reason(|theirs| theirs.keyed = false), CloseReason::KeyMissing);
+    assert_eq!(
+        HandshakeError::KeyMissing { here: false }.to_string(),
+        "the peer has a cluster key, and this node has none; give both the same `.key(..)`"
+    );
     let expected = NodeId::new("third").unwrap();
     let mut theirs = greeting("there");
     let error = agree(Role::Dialer, &greeting("here"), &theirs, Some(&expected)).unwrap_err();

@@ -3,6 +3,9 @@
 mod buffer;
 mod greeting;
 mod handshake;
+mod lag;
+mod leaving;
+mod opening;
 mod pair;
 mod protocol;
 mod pulse;

@@ -29,7 +29,7 @@ fn the_corpus_of_the_handshake_holds() {
 
 /// Operations that open the lane first, so that few are wasted on the greeting.
 fn opened(operations: &[(u8, u8)]) -> Vec<u8> {
-    let open = [(16, 255), (21, 255), (17, 255), (20, 255)];
+    let open = [(16, 255), (21, 255), (17, 255), (20, 255), (16, 255), (21, 255)];
     open.iter().chain(operations).flat_map(|(what, much)| [*what, *much]).collect()
 }
 

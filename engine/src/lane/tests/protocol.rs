@@ -11,16 +11,17 @@ use crate::lane::buffer::ReceiveBuffer;
 use crate::lane::close::{CloseReason, Closed, Closer, LaneStats};
 use crate::lane::config::{Bounds, LaneConfig};
 use crate::lane::greeting::{Greeting, PROTOCOL_VERSION};
-use crate::lane::model::config;
+use crate::lane::key::ClusterKey;
+use crate::lane::model::{config, own_frame};
 use crate::lane::outcome::{Fate, Queued, SendError, Step};
 use crate::lane::protocol::Lane;
 use crate::lane::pulse::{GREETING_TIMEOUT, HEARTBEAT, LINGER, SILENCE, STALL};
 use crate::time::Time;
 
-const START: Time = Time::from_nanos(5_000_000_000);
+pub(super) const START: Time = Time::from_nanos(5_000_000_000);
 
 /// What a lane made of some bytes: the headers of the frames, and how it ended.
-fn feed(lane: &mut Lane, bytes: &[u8], now: Time) -> (Vec<Header>, Option<Closed>) {
+pub(super) fn feed(lane: &mut Lane, bytes: &[u8], now: Time) -> (Vec<Header>, Option<Closed>) {
     let mut input = ReceiveBuffer::new();
     let mut headers = Vec::new();
     let mut rest = bytes;
@@ -52,21 +53,22 @@ fn feed(lane: &mut Lane, bytes: &[u8], now: Time) -> (Vec<Header>, Option<Closed
 }
 
 /// Moves all that one lane has queued to the other.
-fn pump(from: &mut Lane, to: &mut Lane, now: Time) -> (Vec<Header>, Option<Closed>) {
+pub(super) fn pump(from: &mut Lane, to: &mut Lane, now: Time) -> (Vec<Header>, Option<Closed>) {
     let bytes = from.unsent().to_vec();
     from.sent(bytes.len(), now);
     feed(to, &bytes, now)
 }
 
-fn open_with(here: LaneConfig, there: LaneConfig) -> (Lane, Lane) {
+pub(super) fn open_with(here: LaneConfig, there: LaneConfig) -> (Lane, Lane) {
     let (mut dialer, mut acceptor) = (Lane::dial(here, START), Lane::accept(there, START));
     pump(&mut dialer, &mut acceptor, START);
     pump(&mut acceptor, &mut dialer, START);
+    pump(&mut dialer, &mut acceptor, START);
     assert!(dialer.is_open() && acceptor.is_open());
     (dialer, acceptor)
 }
 
-fn open() -> (Lane, Lane) {
+pub(super) fn open() -> (Lane, Lane) {
     open_with(config("here"), config("there"))
 }
 
@@ -93,6 +95,14 @@ fn greeted(change: impl FnOnce(&mut LaneConfig)) -> Lane {
     let mut theirs = config("here");
     change(&mut theirs);
     acceptor_fed(false, Lane::dial(theirs, START).unsent())
+}
+
+/// An acceptor that has welcomed a dialer, and got these bytes for a proof.
+fn proven(bytes: &[u8]) -> Lane {
+    let mut acceptor = greeted(|_| {});
+    acceptor.sent(acceptor.unsent().len(), START);
+    feed(&mut acceptor, bytes, START);
+    acceptor
 }
 
 /// Ticks a lane as its driver would, until it ends.
@@ -155,11 +165,12 @@ fn ended_lanes() -> Vec<(CloseReason, Lane)> {
         (R::NoSuchShard, greeted(|theirs| theirs.greeting.wanted_shard = 7)),
         (R::FrameBeforeGreeting, acceptor_fed(false, &raw(Header::new(Kind::Event)))),
         (R::FrameBeforeGreeting, acceptor_fed(false, &raw(Header::new(Kind::Heartbeat)))),
+        (R::SecondGreeting, acceptor_fed(true, &own_frame(Kind::Proof, &[0; 32]))),
         (R::SecondGreeting, acceptor_fed(true, Lane::dial(config("here"), START).unsent())),
         (R::WrongRole, acceptor_fed(false, &raw(Header::new(Kind::Welcome)))),
         (R::MalformedFrame, acceptor_fed(true, &length(47))),
         (R::MalformedFrame, acceptor_fed(true, &with_byte(38, 8))),
-        (R::UnknownKind, acceptor_fed(true, &with_byte(4, 13))),
+        (R::UnknownKind, acceptor_fed(true, &with_byte(4, 14))),
         (R::UnknownFlag, acceptor_fed(true, &with_byte(5, 128))),
         (R::UnknownFlag, acceptor_fed(true, &with_byte(5, Flags::LARGE.0))),
         (R::FrameTooLong, acceptor_fed(true, &length(8193))),
@@ -167,6 +178,13 @@ fn ended_lanes() -> Vec<(CloseReason, Lane)> {
         (R::TooManyCalls, acceptor_fed(true, &asks)),
         (R::UnexpectedAnswer, acceptor_fed(true, &raw(header(Kind::Reply, 0)))),
         (R::Unrecognized, closed_by_peer(999)),
+        (R::WrongKey, proven(&own_frame(Kind::Proof, &[0; 32]))),
+        (R::MalformedGreeting, proven(&own_frame(Kind::Proof, &[0; 31]))),
+        (R::FrameBeforeGreeting, proven(&raw(Header::new(Kind::Event)))),
+        (R::FrameBeforeGreeting, proven(&raw(Header::new(Kind::Heartbeat)))),
+        (R::SecondGreeting, proven(Lane::dial(config("here"), START).unsent())),
+        (R::GreetingTimeout, wait(proven(&[]))),
+        (R::KeyMissing, greeted(|theirs| theirs.key = ClusterKey::none())),
     ]);
     let mut greeting = config("here");
     greeting.expected_peer = Some(NodeId::new("third").unwrap());
@@ -258,6 +276,9 @@ fn frames_reach_the_agreed_limit_and_not_further() {
     let mut stats = LaneStats::default();
     here.report(&mut stats);
     assert_eq!((stats.opened, stats.traffic.too_long), (1, 2));
+    let mut stats = LaneStats::default();
+    proven(&[]).report(&mut stats);
+    assert_eq!(stats.opened, 0, "a lane is open by its proof");
 }
 
 #[test]

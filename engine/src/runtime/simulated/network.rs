@@ -8,10 +8,11 @@
 //!   connection: a pulled cable, a frozen peer). A silenced link stays so: the stream has a hole;
 //! * **slowed**: reads and writes move a few bytes at a time.
 //!
-//! Whoever dials is connected after a delay, refused, or never answered, as the [`Weather`] of the moment says. All chance
+//! Two nodes can be **parted**: all links between them fall silent, and dials are never answered, until they are joined
+//! again. Whoever dials is connected after a delay, refused, or never answered, as the [`Weather`] of the moment says. All chance
 //! comes from the network's own seed, and everything that happens goes into the trace.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -90,13 +91,24 @@ enum Connect {
 #[derive(Debug)]
 struct Link {
     connect: Connect,
+    /// The node of each side.
+    nodes: [Option<usize>; 2],
     /// By the side that reads.
     ways: [Way; 2],
     /// When each side notices that the connection was reset.
     reset: [Option<Time>; 2],
     closed: [bool; 2],
+    /// The world of each side, while that watches it.
+    worlds: [Option<usize>; 2],
     /// Bytes that one read or write moves at most.
     grain: usize,
+}
+
+#[derive(Debug)]
+struct Listener {
+    node: usize,
+    /// Connections that wait to be accepted.
+    backlog: VecDeque<(Time, End)>,
 }
 
 /// All links.
@@ -107,10 +119,16 @@ pub(crate) struct Network {
     pub(crate) trace: u64,
     rng: Rng,
     links: Vec<Link>,
-    /// Connections that wait to be accepted, by endpoint.
-    listening: BTreeMap<Endpoint, VecDeque<(Time, End)>>,
+    /// Who listens at an endpoint.
+    listening: BTreeMap<Endpoint, Listener>,
+    /// Nodes between which nothing comes through, the lower first.
+    parted: BTreeSet<(usize, usize)>,
     /// By world: what it has asked to be told about.
     watches: Vec<BTreeMap<End, (Token, bool)>>,
+    /// By world: whether when something is ready for it may have changed since it was last asked.
+    changed: Vec<bool>,
+    /// The window that counted then.
+    window: usize,
 }
 
 impl Network {
@@ -122,7 +140,10 @@ impl Network {
             rng: Rng::new(seed),
             links: Vec::new(),
             listening: BTreeMap::new(),
+            parted: BTreeSet::new(),
             watches: Vec::new(),
+            changed: Vec::new(),
+            window: 0,
         }
     }
 
@@ -134,34 +155,36 @@ impl Network {
         self.rng.time(self.weather.delay_min, self.weather.delay_max)
     }
 
-    pub(crate) fn nonce(&mut self) -> [u8; 16] {
-        (u128::from(self.rng.next()) << 64 | u128::from(self.rng.next())).to_le_bytes()
-    }
-
     // ---- worlds
 
     pub(crate) fn new_world(&mut self) -> usize {
         self.watches.push(BTreeMap::new());
+        self.changed.push(true);
         self.watches.len() - 1
     }
 
-    pub(crate) fn listen(&mut self, endpoint: Endpoint) {
-        self.listening.insert(endpoint, VecDeque::new());
+    pub(crate) fn listen(&mut self, endpoint: Endpoint, node: usize) {
+        self.listening.insert(endpoint, Listener { node, backlog: VecDeque::new() });
     }
 
     /// Nobody listens there any more; who had connected and was not accepted is reset.
     pub(crate) fn unlisten(&mut self, endpoint: &Endpoint) {
-        for (_, end) in self.listening.remove(endpoint).unwrap_or_default() {
+        let gone = self.listening.remove(endpoint);
+        for (_, end) in gone.map(|gone| gone.backlog).unwrap_or_default() {
             self.cut(end.link);
+            self.links[end.link].closed[end.side] = true;
         }
     }
 
     pub(crate) fn watch(&mut self, world: usize, end: End, token: Token, write: bool) {
         self.watches[world].insert(end, (token, write));
+        self.links[end.link].worlds[end.side] = Some(world);
+        self.changed[world] = true;
     }
 
     pub(crate) fn forget(&mut self, world: usize, end: End) {
         self.watches[world].remove(&end);
+        self.changed[world] = true;
     }
 
     /// What is ready for a world: level-triggered, in a fixed order.
@@ -175,19 +198,40 @@ impl Network {
         tokens.extend(ready.map(|(_, (token, _))| *token));
     }
 
-    /// When something next becomes ready for a world, if nothing is by now.
-    pub(crate) fn next_event(&self, world: usize, listens: Option<&Endpoint>) -> Option<Time> {
-        let backlog = listens.and_then(|endpoint| self.listening.get(endpoint)?.front().map(|(at, _)| *at));
-        let ends = self.watches[world].iter().flat_map(|(end, (_, write))| {
+    /// Something has happened to a link: those who watch its ends have to ask again.
+    fn touch(&mut self, link: usize) {
+        for world in self.links[link].worlds.into_iter().flatten() {
+            self.changed[world] = true;
+        }
+    }
+
+    /// Whether [`next_ready`](Self::next_ready) may say something else for a world than it did when this was last asked.
+    pub(crate) fn take_changed(&mut self, world: usize) -> bool {
+        if self.window != self.weather.window {
+            self.window = self.weather.window;
+            self.changed.fill(true);
+        }
+        std::mem::take(&mut self.changed[world])
+    }
+
+    /// When something is ready for a world, if all stays as it is.
+    pub(crate) fn next_ready(&self, world: usize, listens: Option<&Endpoint>) -> Time {
+        let backlog = listens.and_then(|endpoint| self.listening.get(endpoint)?.backlog.front());
+        let mut next = backlog.map_or(Time::NEVER, |(at, _)| *at);
+        for (end, (_, write)) in &self.watches[world] {
             let link = &self.links[end.link];
             let way = &link.ways[end.side];
-            let connect = match link.connect {
-                Connect::At(at) | Connect::RefusedAt(at) if *write => Some(at),
+            let connected = match link.connect {
+                Connect::At(at) if *write && link.ways[1 - end.side].bytes < self.weather.window => Some(at),
+                Connect::RefusedAt(at) if *write => Some(at),
                 _ => None,
             };
-            [link.reset[end.side], way.chunks.front().map(|(at, _)| *at), way.finished, connect]
-        });
-        ends.flatten().chain(backlog).filter(|at| *at > self.now).min()
+            let arrival = way.chunks.front().map(|(at, _)| *at);
+            for at in [link.reset[end.side], arrival, way.finished, connected].into_iter().flatten() {
+                next = next.min(at);
+            }
+        }
+        next
     }
 
     fn readable(&self, end: End) -> bool {
@@ -208,28 +252,33 @@ impl Network {
 
     // ---- connecting
 
-    pub(crate) fn dial(&mut self, endpoint: &Endpoint) -> End {
+    pub(crate) fn dial(&mut self, from: usize, endpoint: &Endpoint) -> End {
         let end = End { link: self.links.len(), side: 0 };
         let at = self.now + self.delay();
         let grain = self.weather.grain;
-        let connect = if self.rng.chance(self.weather.ignores) {
+        let to = self.listening.get(endpoint).map(|listener| listener.node);
+        let parted = to.is_some_and(|to| self.parted.contains(&(from.min(to), from.max(to))));
+        let connect = if parted || self.rng.chance(self.weather.ignores) {
             Connect::Never
-        } else if !self.listening.contains_key(endpoint) || self.rng.chance(self.weather.refuses) {
+        } else if to.is_none() || self.rng.chance(self.weather.refuses) {
             Connect::RefusedAt(at)
         } else {
             Connect::At(at)
         };
         self.links.push(Link {
             connect,
+            nodes: [Some(from), to],
             ways: Default::default(),
             reset: [None; 2],
             closed: [false; 2],
+            worlds: [None; 2],
             grain,
         });
         if matches!(connect, Connect::At(_))
-            && let Some(backlog) = self.listening.get_mut(endpoint)
+            && let Some(listener) = self.listening.get_mut(endpoint)
         {
-            backlog.push_back((at, end.other()));
+            listener.backlog.push_back((at, end.other()));
+            self.changed.fill(true);
         }
         self.note(1, end.link as u64);
         end
@@ -248,14 +297,14 @@ impl Network {
     }
 
     fn can_accept(&self, endpoint: &Endpoint) -> bool {
-        self.listening.get(endpoint).and_then(VecDeque::front).is_some_and(|(at, _)| *at <= self.now)
+        self.listening.get(endpoint).and_then(|at| at.backlog.front()).is_some_and(|(at, _)| *at <= self.now)
     }
 
     pub(crate) fn accept(&mut self, endpoint: &Endpoint) -> Option<End> {
         if !self.can_accept(endpoint) {
             return None;
         }
-        let (_, end) = self.listening.get_mut(endpoint)?.pop_front()?;
+        let (_, end) = self.listening.get_mut(endpoint)?.backlog.pop_front()?;
         self.note(2, end.link as u64);
         Some(end)
     }
@@ -292,6 +341,7 @@ impl Network {
         }
         way.bytes -= read;
         if read > 0 {
+            self.touch(end.link);
             self.note(3, (end.link * 2 + end.side) as u64 + ((read as u64) << 32));
             return Ok(read);
         }
@@ -312,7 +362,8 @@ impl Network {
             link.reset[end.side].get_or_insert(now + delay);
         }
         let grain = link.grain;
-        let way = &mut link.ways[1 - end.side];
+        self.touch(end.link);
+        let way = &mut self.links[end.link].ways[1 - end.side];
         let taken = bytes.len().min(grain).min(window.saturating_sub(way.bytes));
         if taken == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -334,6 +385,7 @@ impl Network {
         if !way.silent && way.finished.is_none() {
             way.finished = Some(at.max(way.last_arrival));
         }
+        self.touch(end.link);
     }
 
     /// The end is gone. As with TCP, one that leaves bytes unread resets the connection.
@@ -346,8 +398,9 @@ impl Network {
         } else {
             self.finish(end);
         }
-        for watches in &mut self.watches {
-            watches.remove(&end);
+        self.touch(end.link);
+        if let Some(world) = self.links[end.link].worlds[end.side].take() {
+            self.watches[world].remove(&end);
         }
         self.note(5, (end.link * 2 + end.side) as u64);
     }
@@ -376,6 +429,7 @@ impl Network {
             way.chunks.retain(|(at, _)| *at <= now);
             way.bytes = way.chunks.iter().map(|(_, chunk)| chunk.len()).sum();
         }
+        self.touch(link);
         self.note(6, link as u64);
     }
 
@@ -385,7 +439,44 @@ impl Network {
         let way = &mut self.links[link].ways[side];
         way.silent = true;
         way.chunks.retain(|(at, _)| *at <= now);
+        self.touch(link);
         self.note(7, (link * 2 + side) as u64);
+    }
+
+    /// From now on nothing comes out of this node, nor reaches it, over the links that it has.
+    pub(crate) fn silence_all_of(&mut self, node: usize) {
+        for link in self.alive() {
+            if self.links[link].nodes.contains(&Some(node)) {
+                self.silence(link, 0);
+                self.silence(link, 1);
+            }
+        }
+    }
+
+    /// From now on nothing comes through between these two nodes.
+    pub(crate) fn part(&mut self, one: usize, other: usize) {
+        self.parted.insert((one.min(other), one.max(other)));
+        for link in self.alive() {
+            let nodes = self.links[link].nodes;
+            if nodes == [Some(one), Some(other)] || nodes == [Some(other), Some(one)] {
+                self.silence(link, 0);
+                self.silence(link, 1);
+            }
+        }
+    }
+
+    /// Fair weather from now on, and whoever was parted can be dialled again. Links that fell silent stay so.
+    pub(crate) fn heal(&mut self) {
+        self.weather = Weather::fair();
+        self.parted.clear();
+        self.links.iter_mut().for_each(|link| link.grain = usize::MAX);
+    }
+
+    /// Whether somebody holds an end of a link that has fallen silent, and will find out only in time.
+    pub(crate) fn is_deceiving(&self) -> bool {
+        let silent = |link: &Link| link.ways.iter().any(|way| way.silent);
+        let made = |link: &Link| matches!(link.connect, Connect::At(_));
+        self.links.iter().any(|link| link.closed.contains(&false) && made(link) && silent(link))
     }
 
     /// From now on reads and writes move at most so many bytes.

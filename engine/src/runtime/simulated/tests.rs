@@ -3,12 +3,18 @@
 //! Each test runs many seeds. `CATGA_SEED=n` runs that one alone, `CATGA_SEEDS=n` so many; a seed that fails is printed.
 
 mod broadcasts;
+mod cluster;
+mod events;
 mod ledger;
 mod life;
+mod pauses;
+mod repeats;
 mod services;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,19 +29,61 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Runs `scenario` for the seeds that the environment names, or for the first `count`.
-fn for_seeds(count: u64, scenario: impl Fn(u64)) {
+/// The seeds that the environment names, or the first `count`.
+fn seeds(count: u64) -> Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("CATGA_SEED") {
+    match number("CATGA_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("CATGA_SEEDS").unwrap_or(count),
-    };
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario(seed)));
-        if let Err(panic) = outcome {
-            eprintln!("failed with CATGA_SEED={seed}");
-            std::panic::resume_unwind(panic);
+    }
+}
+
+fn told_if_it_fails(seed: u64, scenario: impl FnOnce()) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(scenario));
+    if let Err(panic) = outcome {
+        eprintln!("failed with CATGA_SEED={seed}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `scenario` for the seeds that the environment names, or for the first `count`.
+fn for_seeds(count: u64, scenario: impl Fn(u64)) {
+    for seed in seeds(count) {
+        told_if_it_fails(seed, || scenario(seed));
+    }
+}
+
+/// As [`for_seeds`], on all cores: a run belongs to its thread, and knows nothing of the others.
+fn for_seeds_on_all_cores(count: u64, scenario: impl Fn(u64) + Sync) {
+    let (seeds, failed) = (seeds(count), AtomicBool::new(false));
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            told_if_it_fails(seed, || {
+                let raise = RaiseUnlessDone(&failed);
+                scenario(seed);
+                std::mem::forget(raise);
+            });
         }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores.min(seeds.end as usize) {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// Tells the other threads to stop when this one panics.
+struct RaiseUnlessDone<'a>(&'a AtomicBool);
+
+impl Drop for RaiseUnlessDone<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

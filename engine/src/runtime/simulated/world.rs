@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use catga_discovery::Endpoint;
 
 use super::network::{End, Network};
+use super::rng::Rng;
 use crate::runtime::{Accepted, Stream, Token, World};
 use crate::time::Time;
 
@@ -29,8 +30,12 @@ pub(crate) struct SimulatedWorld {
     pub(crate) network: Shared,
     /// Its number in the network.
     pub(crate) id: usize,
+    /// The node of the shard.
+    pub(crate) node: usize,
     /// The first shard of a node listens.
     pub(crate) listens: Option<Endpoint>,
+    /// Apart from the network's chance, so that a greeting more or less does not change the weather.
+    pub(crate) nonces: Rng,
 }
 
 impl World for SimulatedWorld {
@@ -39,11 +44,11 @@ impl World for SimulatedWorld {
     }
 
     fn nonce(&mut self) -> io::Result<[u8; 16]> {
-        Ok(self.network.borrow().nonce())
+        Ok((u128::from(self.nonces.next()) << 64 | u128::from(self.nonces.next())).to_le_bytes())
     }
 
     fn dial(&mut self, endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> {
-        let end = self.network.borrow().dial(endpoint);
+        let end = self.network.borrow().dial(self.node, endpoint);
         Ok(Box::new(SimulatedStream { network: self.network.clone(), end }))
     }
 

@@ -7,11 +7,12 @@ use super::Core;
 
 use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 
-use crate::call::table::{Ending, Target, Wake};
+use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::pool;
 use crate::shard::mesh::{Arrived, Outgoing};
 use crate::shard::reply_to::ReplyTo;
+use crate::shard::window::WindowId;
 
 impl Core {
     // ---- of calls that this shard made ------------------------------------------------------------------------
@@ -19,9 +20,15 @@ impl Core {
     /// Ends a call of this shard and tells whoever waits.
     #[inline]
     pub(crate) fn complete(&self, call: CallId, ending: Ending, fill: impl FnOnce(&mut OwnedFrame)) {
+        if self.clustered
+            && !matches!(ending, Ending::Reply | Ending::Rejected)
+            && self.moves_on(call, ending)
+        {
+            return;
+        }
         let woken = self.calls.borrow_mut().complete(call, ending, fill);
         match woken {
-            Some(wake) => self.ended(ending, wake),
+            Some((ending, wake)) => self.ended(ending, wake),
             None => self.counters.answers_late.add(1),
         }
     }
@@ -120,7 +127,7 @@ impl Core {
                 let header = Header { call, ..Header::new(kind) };
                 self.lanes.borrow_mut().answer(lane, header, message).is_ok()
             }
-            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Part(_) => {
+            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Part { .. } | ReplyTo::Window(_) => {
                 let mut frame = pool::take();
                 let fits = frame.encode(Header::new(kind), message).is_ok();
                 if fits {
@@ -134,15 +141,16 @@ impl Core {
         }
     }
 
-    /// Gives an answer in a frame of its own to whoever waits on this shard, or to a foreign thread.
+    /// Gives an answer in a frame of its own to whoever waits on this shard, to a foreign thread, or to the window.
     fn deliver(&self, to: &mut ReplyTo, ending: Ending, frame: OwnedFrame) {
         match std::mem::take(to) {
             ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
             ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
-            ReplyTo::Part(fanout) => {
+            ReplyTo::Part { fanout, line } => {
                 pool::give(frame);
-                self.part_ended(fanout, ending);
+                self.part_ended(fanout, line, ending);
             }
+            ReplyTo::Window(entry) => self.window_ended(entry, ending, Some(frame)),
             _ => pool::give(frame),
         }
     }
@@ -163,7 +171,8 @@ impl Core {
                     promise.keep(ending, None);
                 }
             }
-            ReplyTo::Part(fanout) => self.part_ended(fanout, ending),
+            ReplyTo::Part { fanout, line } => self.part_ended(fanout, line, ending),
+            ReplyTo::Window(entry) => self.window_ended(entry, ending, None),
         }
     }
 
@@ -176,7 +185,8 @@ impl Core {
         match to {
             ReplyTo::Lane { lane, call } => {
                 frame.set_call(call);
-                let fits = self.lanes.borrow_mut().answer_with(lane, frame);
+                let fits = self.lanes.borrow_mut().answer_with(lane, &frame);
+                pool::give(frame);
                 if fits.is_err() {
                     self.fail(&mut to, Failure::ReplyTooLarge);
                 }
@@ -185,9 +195,39 @@ impl Core {
                 frame.set_call(call);
                 self.with_peer(shard, |peer| peer.answer_by_handle(frame));
             }
-            ReplyTo::Here(_) | ReplyTo::Client(_) | ReplyTo::Part(_) | ReplyTo::Nobody => {
+            ReplyTo::Here(_)
+            | ReplyTo::Client(_)
+            | ReplyTo::Part { .. }
+            | ReplyTo::Window(_)
+            | ReplyTo::Nobody => {
                 self.deliver(&mut to, ending, frame);
             }
+        }
+    }
+
+    /// Answers an idempotent request over the lane that it last came over, and keeps the answer for when it comes again. A
+    /// lane that has ended needs none.
+    fn window_ended(&self, entry: WindowId, ending: Ending, mut frame: Option<OwnedFrame>) {
+        let Some((lane, call)) = self.window.borrow().asker(entry) else { return };
+        if let Some(frame) = &mut frame {
+            frame.set_call(call);
+        }
+        self.say_again(lane, call, ending, frame.as_ref());
+        let mut window = self.window.borrow_mut();
+        window.ends(entry, ending, frame, self.now());
+        self.counters.window_evicted.add(window.take_evicted());
+    }
+
+    /// Answers a request on a lane with an answer that is kept.
+    pub(crate) fn say_again(&self, lane: LaneKey, call: CallId, ending: Ending, frame: Option<&OwnedFrame>) {
+        let mut lanes = self.lanes.borrow_mut();
+        match frame {
+            Some(frame) if lanes.answer_with(lane, frame).is_ok() => {}
+            Some(_) => {
+                drop(lanes);
+                self.fail(&mut ReplyTo::Lane { lane, call }, Failure::ReplyTooLarge);
+            }
+            None => lanes.answer_empty(lane, header_of(ending, call)),
         }
     }
 
@@ -245,7 +285,9 @@ fn header_of(ending: Ending, call: CallId) -> Header {
         Ending::Unknown(unknown) => (Kind::Failed, UNKNOWN_CODES + unknown.code()),
         Ending::Handled(listeners) => (Kind::Handled, listeners),
         // What did not leave a node in the middle was, for the one before it, turned away.
-        Ending::NotSent(NotSent::NoHandler | NotSent::Layout) => (Kind::Refused, Refusal::NoHandler.code()),
+        Ending::NotSent(NotSent::NoHandler | NotSent::Layout | NotSent::OutOfReach) => {
+            (Kind::Refused, Refusal::NoHandler.code())
+        }
         Ending::NotSent(NotSent::Stopping) => (Kind::Refused, Refusal::Stopping.code()),
         Ending::NotSent(NotSent::Deadline) => (Kind::Refused, Refusal::Expired.code()),
         Ending::NotSent(_) => (Kind::Refused, Refusal::Overloaded.code()),

@@ -7,14 +7,16 @@ use super::{Core, Here, Try};
 
 use std::rc::Rc;
 
-use catga_codec::{CallId, Event, Header, Kind, LocalFrame, OwnedFrame};
+use catga_codec::{CallId, Contract, Event, Flags, ForeignFrame, Header, Kind, LocalFrame, OwnedFrame};
 
 use crate::call::table::Ending;
+use crate::choice::Choice;
 use crate::client::completion::Promise;
 use crate::client::event_header;
 use crate::context::Context;
 use crate::error::{Failure, Refusal};
 use crate::instance::Instance;
+use crate::lane::events::{Publication, Told};
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::Recipients;
@@ -86,6 +88,22 @@ impl Core {
         match self.routes.request(index).map(|shards| shards.place(header.key)) {
             Some(Recipients::Owner(shard)) => shard == self.shard.0,
             _ => self.handler(index).is_some(),
+        }
+    }
+
+    /// Whether a foreign call is for a handler of this shard, by its route and by how that handler stands.
+    fn stays_here(&self, header: &Header, choice: Choice) -> bool {
+        if !self.is_ours(header) {
+            return false;
+        }
+        let handler = || self.routes.index_of(header.message).and_then(|index| self.handler(index));
+        if !self.clustered {
+            return !matches!(choice, Choice::Node(_));
+        }
+        match choice.of(header.flags.contains(Flags::KEYED)) {
+            Choice::Local => true,
+            Choice::LocalFirst => handler().is_some_and(Serve::takes_more),
+            _ => false,
         }
     }
 
@@ -190,7 +208,10 @@ impl Core {
 
     /// Queues an event until the handler that publishes it has returned.
     pub(crate) fn publish<E: Event>(&self, event: &E) {
-        if self.routes.listeners(E::type_index().get()).is_none() {
+        let (index, contract) = (E::type_index().get(), Contract::of_event::<E>);
+        let is_heard = self.routes.listeners(index).is_some()
+            || (self.clustered && self.lanes.borrow_mut().is_heard_elsewhere(index, contract));
+        if !is_heard {
             return;
         }
         let mut outbox = self.outbox.borrow_mut();
@@ -199,7 +220,7 @@ impl Core {
         }
         let mut frame = pool::take();
         match frame.encode(event_header(event), event) {
-            Ok(()) => outbox.push_back(frame),
+            Ok(()) => outbox.push_back(Publication { frame, contract }),
             Err(_) => self.counters.events_dropped.add(1),
         }
     }
@@ -215,7 +236,8 @@ impl Core {
     fn empty_outbox(&self) {
         loop {
             let next = self.outbox.borrow_mut().pop_front();
-            let Some(frame) = next else { return };
+            let Some(Publication { frame, contract }) = next else { return };
+            self.tell_others(&frame, contract);
             if let Some(local) = frame.local() {
                 let header = local.header();
                 let index = u32::try_from(header.context).unwrap_or(0);
@@ -225,6 +247,44 @@ impl Core {
                 }
             }
             pool::give(frame);
+        }
+    }
+
+    /// Sends an event to the other nodes that listen.
+    #[inline]
+    pub(crate) fn tell_others(&self, event: &OwnedFrame, contract: fn() -> Contract) {
+        if self.clustered {
+            self.lanes.borrow_mut().publish(event, contract, self.now());
+        }
+    }
+
+    /// Counts what became of events for other nodes since the last look.
+    pub(crate) fn count_told(&self) {
+        let Told { sent, dropped, other_layout } = self.lanes.borrow_mut().take_told();
+        self.counters.events_sent.add(sent);
+        self.counters.events_dropped.add(dropped);
+        self.counters.events_other_layout.add(other_layout);
+    }
+
+    /// An event that another node has published: it goes to all listeners of this node, and no further.
+    pub(crate) fn take_lane_event(&self, event: ForeignFrame<'_>, ctx: &mut Context) {
+        let header = event.header();
+        let listeners = self.routes.index_of(header.message).and_then(|index| self.routes.listeners(index));
+        let recipients = listeners.map(|listeners| listeners.place(header.key));
+        for &shard in recipients.iter().flat_map(Recipients::shards) {
+            if shard == self.shard.0 {
+                self.listen(Incoming::Foreign(event), ctx, &mut ReplyTo::Nobody, Time::NEVER);
+                continue;
+            }
+            let mut copy = pool::take();
+            copy.copy_foreign(event);
+            match self.with_peer(shard, |peer| peer.event(copy)) {
+                Ok(()) => self.counters.events_sent.add(1),
+                Err(copy) => {
+                    pool::give(copy);
+                    self.counters.events_dropped.add(1);
+                }
+            }
         }
     }
 
@@ -353,16 +413,16 @@ impl Core {
         let Some(header) = frame.header() else { return };
         let mut to = ReplyTo::Client(promise);
         if header.kind == Kind::Event {
-            self.broadcast(frame, to, terms.deadline);
+            self.broadcast(frame, to, terms.deadline, Some(terms.contract));
             return;
         }
         let go = if terms.at_once { Try::Once } else { Try::First };
         match frame.local() {
-            Some(local) if self.is_ours(&header) => {
+            Some(local) if self.stays_here(&header, terms.choice) => {
                 self.serve(&header, Incoming::Local(local), ctx, &mut to, terms.deadline);
                 pool::give(frame);
             }
-            _ => self.forward(frame, to, terms.deadline, Some(terms.contract), go),
+            _ => self.forward(frame, to, terms.deadline, Some((terms.contract, terms.choice)), go),
         }
     }
 }

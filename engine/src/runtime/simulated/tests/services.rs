@@ -105,8 +105,11 @@ pub(crate) fn worker(builder: Builder) -> Builder {
     )
 }
 
-/// Ready after so many polls; each one asks for the next.
-async fn yields(mut count: u32) {
+/// Ready after so many polls, of which each asks for the next; or never.
+pub(crate) async fn yields(mut count: u32) {
+    if count == u32::MAX {
+        return std::future::pending().await;
+    }
     std::future::poll_fn(|cx| {
         if count == 0 {
             return Poll::Ready(());

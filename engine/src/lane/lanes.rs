@@ -1,0 +1,870 @@
+//! All lanes of a shard: a slab of connections, and lists of those that need something.
+//!
+//! A shard may hold a thousand lanes, most of them quiet, so a turn never walks over all. Each lane stands in a list
+//! while it has something to do there, and every change goes through [`Lanes::with`], which puts it into them:
+//!
+//! ```text
+//!   watched   read in the turn itself: it had traffic a moment ago, or the world reported it
+//!   unsent    has bytes for the socket
+//!   waited    calls wait for room on it
+//!   closing   has ended, and its socket is kept a little so that the peer reads why
+//! ```
+//!
+//! Time (heartbeats, silence) is looked at for all together, when the first of them is due and not more often than
+//! [`TICK_INTERVAL`]. Which node a request goes to is in [`ways`](super::ways).
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catga_codec::limits::HEADER_BYTES;
+use catga_codec::{CallId, EncodeError, Header, Kind, Message, MessageId, OwnedFrame};
+use catga_discovery::{Contact, Contacts, Node, NodeId, Target, View};
+
+use crate::call::table::LaneKey;
+use crate::choice::Served;
+use crate::error::Refusal;
+use crate::lane::buffer::ReceiveBuffer;
+use crate::lane::close::{CloseReason, Closed, LaneStats};
+use crate::lane::config::{LaneConfig, SEND_BYTES_MAX};
+use crate::lane::events::Events;
+use crate::lane::greeting::Greeting;
+use crate::lane::handshake::Verdict;
+use crate::lane::io::{LaneIo, Read};
+use crate::lane::key::ClusterKey;
+use crate::lane::outcome::{Fate, SendError};
+use crate::lane::peers::{Missed, Peers, Waiting};
+use crate::lane::protocol::Lane;
+use crate::limits::{GREETINGS_MAX, LANES_MAX, LANES_PER_SHARD_PAIR, PAUSE};
+use crate::runtime::{Stream, Token, World};
+use crate::shard::mesh::NoRoom;
+use crate::time::Time;
+
+/// Heartbeats and the like may be late by so much.
+const TICK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What a shard needs in order to have lanes.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneSetup {
+    /// What each greeting of this node says, apart from the shards and the nonce.
+    pub(crate) greeting: Greeting,
+    pub(crate) key: ClusterKey,
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    lane: Option<Box<LaneIo>>,
+}
+
+/// All lanes of a shard.
+pub(crate) struct Lanes {
+    pub(super) setup: Option<LaneSetup>,
+    pub(super) shard: u16,
+    places: Vec<Place>,
+    /// Places that are taken.
+    held: usize,
+    open: usize,
+    watched: Vec<LaneKey>,
+    unsent: Vec<LaneKey>,
+    waited: Vec<LaneKey>,
+    closing: Vec<LaneKey>,
+    /// Connections made to this shard that have not proven anything yet, the oldest first.
+    greeting: VecDeque<LaneKey>,
+    /// A lane has ended and nobody has taken note.
+    news: bool,
+    tick_at: Time,
+    pub(super) peers: Peers,
+    pub(super) view: Arc<View>,
+    /// When it came.
+    pub(super) view_at: Time,
+    /// For each position of the view the peer there; this node itself is none.
+    pub(super) positions: Vec<Option<u32>>,
+    /// Who serves what, by type index, as far as it was asked since the view came.
+    pub(super) served: Vec<Option<Served>>,
+    /// Calls that wait for the next view, or for a moment.
+    pub(super) unresolved: VecDeque<Waiting>,
+    pub(super) retry_at: Time,
+    /// Calls that shall look again for their way.
+    pub(super) again: Vec<Waiting>,
+    /// Events for other nodes.
+    pub(super) events: Events,
+    contacts_changed: bool,
+    pub(crate) stats: LaneStats,
+    pub(super) draws: u64,
+}
+
+/// How a lane has ended, and what became of what it carried.
+pub(crate) struct Ended {
+    pub(crate) key: LaneKey,
+    pub(crate) closed: Closed,
+}
+
+/// What is done with a lane that has just opened.
+pub(crate) enum Opened {
+    /// It is this shard's.
+    Here,
+    /// It is for another shard of this node.
+    For(u16, Box<LaneIo>),
+    /// It was closed again: the peer's life is over, or it has more lanes than it may.
+    Closed,
+}
+
+impl Lanes {
+    pub(crate) fn new(shard: u16, setup: Option<LaneSetup>) -> Self {
+        let seed = setup
+            .as_ref()
+            .map_or(0, |setup| catga_codec::hash::hash64(setup.greeting.node.as_str().as_bytes()));
+        let jitter = seed ^ u64::from(shard);
+        Self {
+            setup,
+            shard,
+            places: Vec::new(),
+            held: 0,
+            open: 0,
+            watched: Vec::new(),
+            unsent: Vec::new(),
+            waited: Vec::new(),
+            closing: Vec::new(),
+            greeting: VecDeque::new(),
+            news: false,
+            tick_at: Time::ZERO,
+            peers: Peers::new(jitter),
+            view: Arc::new(View::empty()),
+            view_at: Time::ZERO,
+            positions: Vec::new(),
+            served: Vec::new(),
+            unresolved: VecDeque::new(),
+            retry_at: Time::NEVER,
+            again: Vec::new(),
+            events: Events::default(),
+            contacts_changed: true,
+            stats: LaneStats::default(),
+            draws: jitter,
+        }
+    }
+
+    /// Whether the shard has, or may get, lanes at all.
+    pub(crate) fn any(&self) -> bool {
+        self.setup.is_some()
+    }
+
+    /// The hash of this node's id.
+    pub(crate) fn node(&self) -> u64 {
+        self.setup.as_ref().map_or(0, |setup| setup.greeting.node.hash64())
+    }
+
+    /// The id of this node; none without a cluster.
+    pub(crate) fn id(&self) -> Option<NodeId> {
+        self.setup.as_ref().map(|setup| setup.greeting.node.clone())
+    }
+
+    pub(super) fn get(&self, key: LaneKey) -> Option<&LaneIo> {
+        let place = self.places.get(key.index as usize)?;
+        if place.generation == key.generation { place.lane.as_deref() } else { None }
+    }
+
+    /// Does something with a lane, and takes note of what it needs afterwards.
+    #[inline]
+    fn with<T>(&mut self, key: LaneKey, work: impl FnOnce(&mut LaneIo) -> T) -> Option<T> {
+        let place = self.places.get_mut(key.index as usize)?;
+        if place.generation != key.generation {
+            return None;
+        }
+        let lane = place.lane.as_deref_mut()?;
+        let done = work(lane);
+        if !lane.is_unsent && !lane.machine.unsent().is_empty() {
+            lane.is_unsent = true;
+            self.unsent.push(key);
+        }
+        self.news |= lane.has_news();
+        Some(done)
+    }
+
+    /// The lane in a place, if there is one. All places together are walked over seldom, and without a list of them.
+    fn at(&self, index: usize) -> Option<LaneKey> {
+        let place = self.places.get(index)?;
+        place.lane.as_ref().map(|_| LaneKey { index: index as u32, generation: place.generation })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &LaneIo> {
+        self.places.iter().filter_map(|place| place.lane.as_deref())
+    }
+
+    fn insert(&mut self, lane: LaneIo) -> LaneKey {
+        let index = self.places.iter().position(|place| place.lane.is_none()).unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        });
+        self.held += 1;
+        self.tick_at = self.tick_at.min(lane.next_tick());
+        let place = &mut self.places[index];
+        place.lane = Some(Box::new(lane));
+        LaneKey { index: index as u32, generation: place.generation }
+    }
+
+    fn remove(&mut self, key: LaneKey) -> Option<Box<LaneIo>> {
+        self.get(key)?;
+        let place = &mut self.places[key.index as usize];
+        place.generation = place.generation.wrapping_add(1);
+        self.held -= 1;
+        place.lane.take()
+    }
+
+    fn watch(&mut self, key: LaneKey) {
+        let newly = self.with(key, |lane| !std::mem::replace(&mut lane.is_watched, true));
+        if newly == Some(true) {
+            self.watched.push(key);
+        }
+    }
+
+    // ---- sending ----------------------------------------------------------------------------------------------
+
+    /// Queues a request. Returns the offset in the lane's stream at which it begins.
+    #[inline]
+    pub(crate) fn request<M: Message>(
+        &mut self,
+        key: LaneKey,
+        header: Header,
+        message: &M,
+        granted: bool,
+    ) -> Result<u64, NoRoom> {
+        self.with(key, |lane| {
+            if !granted && !lane.waiting.is_empty() {
+                return Err(NoRoom::Wait);
+            }
+            lane.machine.send(header, message).map(|queued| queued.offset).map_err(no_room)
+        })
+        .unwrap_or(Err(NoRoom::Wait))
+    }
+
+    /// Queues a request that was archived elsewhere.
+    pub(crate) fn forward(
+        &mut self,
+        key: LaneKey,
+        header: Header,
+        frame: &OwnedFrame,
+        granted: bool,
+    ) -> Result<u64, NoRoom> {
+        self.with(key, |lane| {
+            if !granted && !lane.waiting.is_empty() {
+                return Err(NoRoom::Wait);
+            }
+            let body = &frame.bytes()[HEADER_BYTES..];
+            lane.machine.forward(header, body).map(|queued| queued.offset).map_err(no_room)
+        })
+        .unwrap_or(Err(NoRoom::Wait))
+    }
+
+    /// Archives an answer into the lane. An answer to a lane that has ended is for nobody.
+    #[inline]
+    pub(crate) fn answer<M: Message>(
+        &mut self,
+        key: LaneKey,
+        header: Header,
+        message: &M,
+    ) -> Result<(), EncodeError> {
+        match self.with(key, |lane| lane.machine.send(header, message)) {
+            Some(Err(SendError::TooLong { .. })) => Err(EncodeError::TooLarge),
+            Some(Err(SendError::Encode(error))) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers with a code and no payload. A lane that has ended needs no answer.
+    pub(crate) fn answer_empty(&mut self, key: LaneKey, header: Header) {
+        let _ = self.with(key, |lane| lane.machine.forward(header, &[]));
+    }
+
+    /// Answers with a frame that came from elsewhere. Says whether it fits a frame of this lane.
+    pub(crate) fn answer_with(&mut self, key: LaneKey, frame: &OwnedFrame) -> Result<(), EncodeError> {
+        let Some(header) = frame.header() else { return Ok(()) };
+        let outcome = self.with(key, |lane| lane.machine.forward(header, &frame.bytes()[HEADER_BYTES..]));
+        if matches!(outcome, Some(Err(SendError::TooLong { .. }))) {
+            Err(EncodeError::TooLarge)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tells the peer that an answer is not wanted. Says whether it will be told.
+    pub(crate) fn cancel(&mut self, key: LaneKey, call: CallId) -> bool {
+        let header = Header { call, ..Header::new(Kind::Cancel) };
+        self.with(key, |lane| lane.machine.forward(header, &[]).is_ok()).unwrap_or(false)
+    }
+
+    /// Puts a call among those that wait for this lane. Gives it back if there is no such lane any more.
+    pub(crate) fn wait(
+        &mut self,
+        key: LaneKey,
+        waiting: Waiting,
+        again: bool,
+        live: impl Fn(CallId) -> bool,
+    ) -> Result<(), Waiting> {
+        let Some(lane) = self.get(key).filter(|lane| lane.machine.closed().is_none()) else {
+            return Err(waiting);
+        };
+        if !lane.is_waited_for {
+            self.waited.push(key);
+        }
+        let _ = self.with(key, |lane| {
+            lane.is_waited_for = true;
+            if again { lane.waiting.push_front(waiting) } else { enqueue(&mut lane.waiting, waiting, live) }
+        });
+        Ok(())
+    }
+
+    /// The call that has waited longest for a lane that has room for it now. Called until there is none.
+    pub(crate) fn grant(&mut self) -> Option<Waiting> {
+        let mut place = 0;
+        while let Some(&key) = self.waited.get(place) {
+            let next = self.with(key, |lane| {
+                if lane.waiting.is_empty() {
+                    lane.is_waited_for = false;
+                    return Err(());
+                }
+                Ok(if lane.machine.may_call() { lane.waiting.pop_front() } else { None })
+            });
+            match next {
+                Some(Ok(Some(waiting))) => return Some(waiting),
+                Some(Ok(None)) => place += 1,
+                Some(Err(())) | None => {
+                    self.waited.swap_remove(place);
+                }
+            }
+        }
+        None
+    }
+
+    // ---- opening ----------------------------------------------------------------------------------------------
+
+    fn config(&self, wanted: u16, world: &mut dyn World) -> io::Result<LaneConfig> {
+        let Some(setup) = &self.setup else { return Err(io::ErrorKind::Unsupported.into()) };
+        let nonce = world.nonce()?;
+        Ok(LaneConfig {
+            greeting: Greeting { shard: self.shard, wanted_shard: wanted, nonce, ..setup.greeting.clone() },
+            key: setup.key.clone(),
+            expected_peer: None,
+            send_bytes_max: SEND_BYTES_MAX,
+        })
+    }
+
+    /// Dials what is due.
+    pub(crate) fn dial_due(&mut self, world: &mut dyn World, now: Time) {
+        if now < self.peers.next_due() {
+            return;
+        }
+        self.peers.lose_patience(now, &mut self.again);
+        for index in self.peers.due(now) {
+            let Some(dial) = self.peers.dial(index) else { continue };
+            let (target, shard) = (dial.target.clone(), dial.shard);
+            match self.dial(index, &target, shard, world, now) {
+                Ok(key) => self.peers.began(index, key, now),
+                Err(error) => {
+                    tracing::debug!(%target, %error, "could not dial");
+                    self.missed(index, Some(Missed::Unreached), now);
+                }
+            }
+        }
+    }
+
+    fn dial(
+        &mut self,
+        dial: u32,
+        target: &Target,
+        shard: u16,
+        world: &mut dyn World,
+        now: Time,
+    ) -> io::Result<LaneKey> {
+        if self.open >= LANES_MAX {
+            return Err(io::Error::other("this shard has as many lanes as it may"));
+        }
+        let config = LaneConfig { expected_peer: target.id.clone(), ..self.config(shard, world)? };
+        let stream = world.dial(&target.endpoint)?;
+        self.install(LaneIo::new(stream, Lane::dial(config, now), Some(dial), now), world)
+    }
+
+    /// A dial has failed, or its lane has ended: who waits for it looks for another way.
+    fn missed(&mut self, dial: u32, why: Option<Missed>, now: Time) {
+        let id = self.peers.dial(dial).and_then(|dial| dial.target.id.clone());
+        self.peers.missed(dial, why, now);
+        self.contacts_changed = true;
+        let place = id.and_then(|id| self.peers.find(&id));
+        if let Some(peer) = place.and_then(|peer| self.peers.get_mut(peer)) {
+            self.again.extend(peer.waiting.drain(..));
+        }
+        if let Some(peer) = place {
+            self.send_events(peer, now);
+        }
+    }
+
+    /// Takes a connection that was made to this node. Says how many had to be closed for it: the oldest that have not
+    /// proven anything give way, so that those who never will cannot keep others out.
+    pub(crate) fn accept(&mut self, stream: Box<dyn Stream>, world: &mut dyn World, now: Time) -> u64 {
+        let config = match self.config(0, world) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::warn!(peer = stream.peer(), %error, "closed a connection: it cannot be greeted");
+                return 1;
+            }
+        };
+        let mut closed = 0;
+        let greets = |lanes: &Self, key| lanes.get(key).is_some_and(|lane| !lane.is_open && !lane.settled);
+        while let Some(&oldest) = self.greeting.front() {
+            if greets(self, oldest) {
+                if self.greeting.len() < GREETINGS_MAX {
+                    break;
+                }
+                closed += 1;
+                self.drop_now(oldest, world);
+            }
+            self.greeting.pop_front();
+        }
+        let lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
+        match self.install(lane, world) {
+            Ok(key) => self.greeting.push_back(key),
+            Err(error) => {
+                tracing::warn!(%error, "could not watch a connection; it is closed");
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    fn drop_now(&mut self, key: LaneKey, world: &mut dyn World) {
+        if let Some(lane) = self.remove(key) {
+            world.forget(&*lane.stream);
+        }
+    }
+
+    /// Takes over a lane that another shard greeted for this one, which was `paused` for so long just before. Says whether it
+    /// is kept.
+    pub(crate) fn adopt(
+        &mut self,
+        mut lane: Box<LaneIo>,
+        paused: Duration,
+        world: &mut dyn World,
+        now: Time,
+    ) -> bool {
+        if paused >= PAUSE {
+            lane.machine.paused(paused);
+        }
+        if self.open >= LANES_MAX {
+            tracing::warn!(lanes_max = LANES_MAX, "closed a lane: this shard has as many as it may");
+            return false;
+        }
+        match self.install(*lane, world) {
+            Ok(key) => {
+                // Bytes read past the greeting are looked at even if no more come.
+                self.mark_ready(key);
+                self.register(key, now)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not watch a connection; it is closed");
+                false
+            }
+        }
+    }
+
+    fn install(&mut self, lane: LaneIo, world: &mut dyn World) -> io::Result<LaneKey> {
+        let write = !lane.connected;
+        let key = self.insert(lane);
+        let watched = self.with(key, |lane| world.watch(&*lane.stream, Token::Lane(key), write));
+        if let Some(Err(error)) = watched {
+            self.remove(key);
+            return Err(error);
+        }
+        Ok(key)
+    }
+
+    /// The greeting is agreed on.
+    pub(crate) fn opened(
+        &mut self,
+        key: LaneKey,
+        receive: &mut Option<ReceiveBuffer>,
+        world: &mut dyn World,
+        now: Time,
+    ) -> Opened {
+        let Some(lane) = self.get(key) else { return Opened::Closed };
+        let Some(agreement) = lane.machine.agreement() else { return Opened::Closed };
+        let mut refuses_some = false;
+        for (id, verdict) in agreement.verdicts() {
+            if let Verdict::Refused { difference } = verdict {
+                refuses_some = true;
+                tracing::warn!(peer = %agreement.peer, id = %id, difference, "layouts differ: refused by name");
+            }
+        }
+        tracing::info!(
+            peer = %agreement.peer, incarnation = %agreement.incarnation, endpoint = %agreement.endpoint,
+            shard = agreement.peer_shard, "lane open"
+        );
+        let (wanted, node, dial) = (agreement.shard, agreement.node(), lane.dial);
+        let Some(node) = node else {
+            self.turn_away(key, CloseReason::MalformedGreeting);
+            return Opened::Closed;
+        };
+        let _ = self.with(key, |lane| {
+            lane.refuses_some = refuses_some;
+            lane.node = Some(Arc::new(node));
+        });
+        if dial.is_none() && wanted != self.shard {
+            let Some(mut lane) = self.remove(key) else { return Opened::Closed };
+            world.forget(&*lane.stream);
+            lane.receive = receive.take();
+            (lane.is_watched, lane.is_unsent, lane.handed_over) = (false, false, true);
+            return Opened::For(wanted, lane);
+        }
+        if self.register(key, now) { Opened::Here } else { Opened::Closed }
+    }
+
+    /// Makes an open lane known to its peer, and those that wait for it. Says whether it is kept.
+    fn register(&mut self, key: LaneKey, now: Time) -> bool {
+        let Some(lane) = self.get(key) else { return false };
+        let (Some(node), Some(agreement)) = (lane.node.clone(), lane.machine.agreement()) else {
+            return false;
+        };
+        let (shard, dial) = (agreement.peer_shard, lane.dial);
+        let peer = self.peers.meet(&node);
+        let known = self.peers.get(peer).map_or(node.incarnation, |peer| peer.node.incarnation);
+        if node.incarnation < known {
+            return self.turn_away(key, CloseReason::Superseded);
+        }
+        let lanes = self.peers.get(peer).map_or(&[][..], |peer| &peer.lanes);
+        if lanes.iter().filter(|(at, _)| *at == shard).count() >= LANES_PER_SHARD_PAIR {
+            return self.turn_away(key, CloseReason::Surplus);
+        }
+        self.end_former_lives();
+        let _ = self.with(key, |lane| lane.is_open = true);
+        self.open += 1;
+        if let Some(dial) = dial {
+            self.peers.reached(dial);
+        }
+        self.contacts_changed = true;
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.lanes.push((shard, key));
+            self.again.extend(peer.waiting.drain(..));
+        }
+        self.send_events(peer, now);
+        self.watch(key);
+        true
+    }
+
+    /// Lanes to a life of a node that is over lead nowhere; their calls may or may not have run.
+    pub(super) fn end_former_lives(&mut self) {
+        let mut former = Vec::new();
+        for peer in self.peers.all() {
+            let life = peer.node.incarnation;
+            let is_former = |key: &LaneKey| {
+                self.get(*key).and_then(|lane| lane.node.as_ref()).is_some_and(|node| node.incarnation < life)
+            };
+            former.extend(peer.lanes.iter().map(|(_, key)| *key).filter(is_former));
+        }
+        for key in former {
+            self.turn_away(key, CloseReason::Superseded);
+        }
+    }
+
+    fn turn_away(&mut self, key: LaneKey, reason: CloseReason) -> bool {
+        let _ = self.with(key, |lane| lane.machine.close(reason));
+        false
+    }
+
+    // ---- moving bytes -----------------------------------------------------------------------------------------
+
+    /// The world says that this lane can be read or written.
+    pub(crate) fn mark_ready(&mut self, key: LaneKey) {
+        let _ = self.with(key, |lane| lane.ready = true);
+        self.watch(key);
+    }
+
+    /// The lanes that are to be read in this turn, into `due`.
+    pub(crate) fn due_for_reading(&mut self, now: Time, due: &mut Vec<LaneKey>) {
+        due.clear();
+        let mut place = 0;
+        while let Some(&key) = self.watched.get(place) {
+            let looked = self.with(key, |lane| {
+                let hot = lane.cadence.is_hot(now);
+                let reads = lane.ready || (hot && lane.cadence.read_due(now));
+                lane.is_watched = lane.ready || hot;
+                (reads, lane.is_watched)
+            });
+            let (reads, stays) = looked.unwrap_or((false, false));
+            if reads {
+                due.push(key);
+            }
+            if stays {
+                place += 1;
+            } else {
+                self.watched.swap_remove(place);
+            }
+        }
+    }
+
+    /// Reads once. Gives the buffer out, so that its frames can be handled without borrowing the lanes.
+    pub(crate) fn read(&mut self, key: LaneKey, world: &mut dyn World, now: Time) -> Option<ReceiveBuffer> {
+        match self.with(key, |lane| lane.read(key, world, now))? {
+            Read::Some(receive) => Some(receive),
+            // Of a lane that was handed over, what was read past the greeting.
+            Read::Nothing => self.with(key, LaneIo::take_unread)?,
+        }
+    }
+
+    /// The shard was paused, and nobody has read any lane meanwhile.
+    #[cold]
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        for index in 0..self.places.len() {
+            let Some(key) = self.at(index) else { continue };
+            let _ = self.with(key, |lane| lane.machine.paused(pause));
+        }
+    }
+
+    /// Puts the buffer back after its frames were handled.
+    pub(crate) fn put_back(&mut self, key: LaneKey, receive: ReceiveBuffer, frames: u64, now: Time) {
+        let leaving = self.with(key, |lane| {
+            lane.receive = Some(receive);
+            lane.cadence.took(frames, now);
+            lane.takes_leave()
+        });
+        self.contacts_changed |= leaving == Some(true);
+        self.watch(key);
+    }
+
+    pub(crate) fn machine<T>(&mut self, key: LaneKey, work: impl FnOnce(&mut Lane) -> T) -> Option<T> {
+        self.with(key, |lane| work(&mut lane.machine))
+    }
+
+    /// Whether a request on this lane must be turned away before it is looked at, and why.
+    pub(crate) fn turns_away(&self, key: LaneKey, message: MessageId) -> Option<Refusal> {
+        if self.get(key)?.machine.is_congested() {
+            return Some(Refusal::Overloaded);
+        }
+        self.refuses_layout(key, message).then_some(Refusal::Layout)
+    }
+
+    /// Whether the peer means something else by this message.
+    pub(crate) fn refuses_layout(&self, key: LaneKey, message: MessageId) -> bool {
+        let Some(lane) = self.get(key).filter(|lane| lane.refuses_some) else { return false };
+        let agreement = lane.machine.agreement();
+        agreement.is_some_and(|agreed| matches!(agreed.verdict(message), Some(Verdict::Refused { .. })))
+    }
+
+    /// Writes what is due. `all`: whatever the cadence says, because the shard is about to sleep.
+    /// Returns how many writes it made.
+    pub(crate) fn flush(&mut self, world: &mut dyn World, now: Time, all: bool) -> u64 {
+        let (mut writes, mut place) = (0, 0);
+        while let Some(&key) = self.unsent.get(place) {
+            let left = self.with(key, |lane| {
+                writes += u64::from(lane.write(key, world, now, all));
+                lane.is_unsent = !lane.machine.unsent().is_empty();
+                lane.is_unsent
+            });
+            if left == Some(true) {
+                place += 1;
+            } else {
+                self.unsent.swap_remove(place);
+            }
+        }
+        writes
+    }
+
+    // ---- time and the end -------------------------------------------------------------------------------------
+
+    /// Lets time pass: heartbeats, silence, greetings that take too long. Reports each lane that has ended since.
+    pub(crate) fn tick(&mut self, now: Time, ended: &mut Vec<Ended>) {
+        if !self.news && now < self.tick_at {
+            return;
+        }
+        self.news = false;
+        let mut next = Time::NEVER;
+        for index in 0..self.places.len() {
+            let Some(key) = self.at(index) else { continue };
+            let closed = self.with(key, |lane| {
+                if now >= lane.machine.next_tick() {
+                    lane.machine.on_tick(now);
+                }
+                if !lane.connected && now >= lane.connect_by {
+                    lane.machine.disconnected();
+                }
+                next = next.min(lane.next_tick());
+                let closed = lane.machine.closed().filter(|_| !lane.settled);
+                lane.settled |= closed.is_some();
+                closed
+            });
+            if let Some(Some(closed)) = closed {
+                self.settle(key, closed, now);
+                ended.push(Ended { key, closed });
+            }
+        }
+        self.tick_at = next.max(now + TICK_INTERVAL);
+    }
+
+    /// A lane has ended: nothing leads over it any more.
+    fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) {
+        self.stats.ended(closed);
+        self.closing.push(key);
+        let Some(lane) = self.get(key) else { return };
+        let (was_open, dial) = (lane.is_open, lane.dial);
+        let peer = lane.node.as_ref().and_then(|node| self.peers.find(&node.id));
+        let _ = self.with(key, |lane| lane.is_open = false);
+        self.open -= usize::from(was_open);
+        if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer)) {
+            peer.lanes.retain(|(_, lane)| *lane != key);
+            self.contacts_changed = true;
+        }
+        if let Some(dial) = dial {
+            // One that was open can be reached, as far as is known.
+            let target = self.peers.target(dial).filter(|_| !was_open);
+            let why = target.map(|target| Missed::because(closed, target));
+            self.missed(dial, why, now);
+        }
+    }
+
+    /// Lets go of lanes that have ended and need their sockets no longer. Their calls have been ended before: until then
+    /// the lane is asked for the [`fate`](Self::fate) of each.
+    pub(crate) fn bury(&mut self, world: &mut dyn World, now: Time) {
+        let mut place = 0;
+        while let Some(&key) = self.closing.get(place) {
+            let done = self.with(key, |lane| {
+                if lane.machine.unsent().is_empty() && !lane.finished_writing {
+                    lane.finished_writing = true;
+                    lane.stream.finish();
+                }
+                lane.machine.is_finished(now)
+            });
+            if done == Some(false) {
+                place += 1;
+                continue;
+            }
+            self.closing.swap_remove(place);
+            if let Some(lane) = self.remove(key) {
+                world.forget(&*lane.stream);
+                lane.machine.report(&mut self.stats);
+            }
+        }
+    }
+
+    /// What became of a request that was queued at `offset` of a lane that has ended.
+    pub(crate) fn fate(&self, key: LaneKey, offset: u64) -> Fate {
+        self.get(key).map_or(Fate::Unknown, |lane| lane.machine.fate(offset))
+    }
+
+    /// Whom a lane leads to, for logs: the address of the connection, and the id of the node if it has said so and was believed.
+    pub(crate) fn who(&self, key: LaneKey) -> (Option<String>, Option<String>) {
+        let lane = self.get(key);
+        let node = lane.and_then(|lane| lane.node.as_ref());
+        (lane.map(|lane| lane.stream.peer()), node.map(|node| node.id.to_string()))
+    }
+
+    /// The node and shard at the other end of a lane.
+    pub(crate) fn other_end(&self, key: LaneKey) -> Option<(&Arc<Node>, u16)> {
+        let lane = self.get(key)?;
+        Some((lane.node.as_ref()?, lane.machine.agreement()?.peer_shard))
+    }
+
+    /// The calls that waited for a lane that has ended look for another way.
+    pub(crate) fn take_waiting(&mut self, key: LaneKey) {
+        let waiting = self.with(key, |lane| std::mem::take(&mut lane.waiting)).unwrap_or_default();
+        self.again.extend(waiting);
+    }
+
+    /// When a lane or a dial next wants something.
+    pub(crate) fn next_tick(&self) -> Time {
+        if self.news || !self.again.is_empty() || self.contacts_changed {
+            return Time::ZERO;
+        }
+        let closing = if self.closing.is_empty() { Time::NEVER } else { self.tick_at };
+        self.tick_at.min(closing).min(self.peers.next_due()).min(self.retry_at)
+    }
+
+    /// Tells all peers that this node leaves: they stop sending it calls.
+    pub(crate) fn leave(&mut self) {
+        for index in 0..self.places.len() {
+            let Some(key) = self.at(index) else { continue };
+            let _ = self.with(key, |lane| lane.machine.leave());
+        }
+    }
+
+    /// Closes all lanes in order.
+    pub(crate) fn close_all(&mut self, reason: CloseReason) {
+        for index in 0..self.places.len() {
+            let Some(key) = self.at(index) else { continue };
+            let _ = self.with(key, |lane| lane.machine.close(reason));
+        }
+        self.peers.rest();
+    }
+
+    /// Whether neither side of any lane owes the other an answer, and all is written.
+    pub(crate) fn are_idle(&self) -> bool {
+        self.all().all(|lane| !lane.machine.is_open() || lane.machine.is_idle())
+    }
+
+    /// Whether every Close that was said has been written.
+    pub(crate) fn are_written(&self) -> bool {
+        self.all().all(|lane| lane.machine.unsent().is_empty() || !lane.connected)
+    }
+
+    /// Connections, open or not.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Lanes that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Whom each open lane leads to, and whether it has said there that it leaves.
+    fn met(&self) -> impl Iterator<Item = (&Arc<Node>, bool)> {
+        let lanes = self.peers.all().flat_map(|peer| &peer.lanes).filter_map(|(_, key)| self.get(*key));
+        lanes.filter_map(|lane| Some((lane.node.as_ref()?, lane.machine.peer_is_leaving())))
+    }
+
+    /// What this shard knows by its lanes, if that has changed since it was last asked.
+    pub(crate) fn new_contacts(&mut self) -> Option<Contacts> {
+        if !std::mem::take(&mut self.contacts_changed) {
+            return None;
+        }
+        // By what each lane's own greeting said: while a node comes back there may be lanes to two lives of it, and that the
+        // old one leaves says nothing about the new one.
+        let mut nodes: Vec<Contact> = Vec::new();
+        for (node, leaving) in self.met() {
+            match nodes
+                .iter_mut()
+                .find(|known| known.node.id == node.id && known.node.incarnation == node.incarnation)
+            {
+                Some(known) => known.leaving |= leaving,
+                None => nodes.push(Contact { node: node.clone(), leaving }),
+            }
+        }
+        Some(Contacts { nodes, refused: self.peers.refused().collect(), settled: self.peers.are_settled() })
+    }
+}
+
+#[cfg(test)]
+impl Lanes {
+    /// For tests that look from outside whether bounds are kept.
+    pub(crate) fn census(&self) -> super::peers::Census {
+        let of_peers = self.peers.census();
+        let lanes = self.all().map(|lane| lane.waiting.len()).max().unwrap_or(0);
+        let waiting_max = of_peers.waiting_max.max(lanes).max(self.unresolved.len()).max(self.again.len());
+        let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
+        super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }
+    }
+}
+
+/// Puts a waiting call behind the others. Those that have ended meanwhile go first when the list would grow.
+pub(super) fn enqueue(list: &mut VecDeque<Waiting>, waiting: Waiting, live: impl Fn(CallId) -> bool) {
+    if list.len() == list.capacity() {
+        list.retain(|(call, _)| live(*call));
+    }
+    list.push_back(waiting);
+}
+
+fn no_room(error: SendError) -> NoRoom {
+    match error {
+        SendError::TooLong { .. } => NoRoom::Never(EncodeError::TooLarge),
+        SendError::Encode(error) => NoRoom::Never(error),
+        _ => NoRoom::Wait,
+    }
+}

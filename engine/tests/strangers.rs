@@ -1,0 +1,292 @@
+//! Whoever comes to the port without being a node of this cluster, or is one and behaves badly: turned away with a reason, which
+//! is counted and in the log with the address it came from, while calls of others go on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
+
+mod common;
+mod wire;
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use catga::prelude::*;
+use catga::{List, NotSent};
+use catga_codec::{Header, Kind};
+use common::eventually;
+use pollster::block_on;
+use wire::{Peer, greeting, listening};
+
+#[request(reply = Blob)]
+struct Give {
+    bytes: u32,
+}
+#[message]
+struct Blob {
+    bytes: Vec<u8>,
+}
+
+struct Store;
+impl Store {
+    fn give(&mut self, give: &Archived<Give>, _: &Context) -> Result<Blob, Fault> {
+        Ok(Blob { bytes: vec![9; give.bytes.to_native() as usize] })
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// As they travel in the code of a Close.
+const SUPERSEDED: u16 = 4;
+const MALFORMED_GREETING: u16 = 9;
+const VERSION_MISMATCH: u16 = 10;
+const CONNECTED_TO_SELF: u16 = 12;
+const FRAME_BEFORE_GREETING: u16 = 15;
+const UNKNOWN_KIND: u16 = 19;
+const FRAME_TOO_LONG: u16 = 21;
+
+fn store(list: List) -> Engine {
+    let builder = Engine::builder().shards(1).cluster(list);
+    builder.service(|_| Store, |routes| routes.request(Store::give)).start().unwrap()
+}
+
+/// A store, and a node that calls it.
+fn pair() -> (Engine, Engine) {
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let a = caller(common::address(&b));
+    assert_eq!(call(&a), Ok(()));
+    (a, b)
+}
+
+fn caller(store: SocketAddr) -> Engine {
+    let list = List::of([format!("b={store}")]).node("a", "127.0.0.1:0");
+    Engine::builder().shards(1).cluster(list).start().unwrap()
+}
+
+fn call(node: &Engine) -> Result<(), CallError<Fault>> {
+    block_on(node.client().send(&Give { bytes: 10 }).within(LONG)).map(|_| ())
+}
+
+fn refused(node: &Engine) -> u64 {
+    node.stats().sum(|shard| shard.lanes_refused)
+}
+
+/// Keeps what is logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().unwrap().push(text.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// What all tests of this file log.
+fn log() -> Log {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    let log = LOG.get_or_init(|| {
+        let log = Log::default();
+        tracing::subscriber::set_global_default(log.clone()).unwrap();
+        log
+    });
+    log.clone()
+}
+
+/// Waits for the line about the end of this peer's lane, and returns it.
+fn line_about(peer: SocketAddr) -> String {
+    let (log, mut found) = (log(), None);
+    eventually("the log names the peer", || {
+        let lines = log.0.lock().unwrap();
+        let about =
+            |line: &&String| line.contains("a lane has ended") && line.contains(&format!("\"{peer}\""));
+        found = lines.iter().find(about).cloned();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn what_is_no_greeting_of_this_cluster_is_turned_away_with_its_reason() {
+    log();
+    let (a, b) = pair();
+    let endpoint = common::address(&b);
+    let hello = |greeting: &[u8]| wire::framed(Header::new(Kind::Hello), greeting);
+    let mut other_version = greeting("catga", "x", false, &[]);
+    other_version[8..12].copy_from_slice(&[99, 0, 100, 0]);
+    let tls = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0x5a; 506]].concat();
+    let mut huge = wire::framed(Header::new(Kind::Hello), &[]);
+    huge[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let early = wire::archived(wire::request(1), &Give { bytes: 1 });
+    let no_kind = [&[48u8, 0, 0, 0][..], &[255; 60]].concat();
+    let cut = &greeting("catga", "x", false, &[])[..40];
+    let cases: [(&str, Vec<u8>, u16, &str); 8] = [
+        ("TLS", tls, FRAME_TOO_LONG, "longer"),
+        (
+            "HTTP",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n0123456789012345".to_vec(),
+            FRAME_TOO_LONG,
+            "longer",
+        ),
+        ("a length of 4 GiB", huge, FRAME_TOO_LONG, "longer"),
+        ("no kind", no_kind, UNKNOWN_KIND, "kind"),
+        ("a request", early, FRAME_BEFORE_GREETING, "before"),
+        ("another version", hello(&other_version), VERSION_MISMATCH, "version"),
+        ("half a greeting", hello(cut), MALFORMED_GREETING, "greeting"),
+        ("this node itself", hello(&greeting("catga", "b", false, &[])), CONNECTED_TO_SELF, "its own id"),
+    ];
+    for (what, bytes, reason, says) in cases {
+        let before = refused(&b);
+        let mut peer = Peer::dial(endpoint);
+        peer.raw(&bytes);
+        let address = peer.address();
+        assert_eq!(peer.closed(), Some(reason), "{what}");
+        eventually(&format!("{what} is counted"), || refused(&b) == before + 1);
+        let line = line_about(address);
+        assert!(line.contains(says), "{what}: {line}");
+        assert_eq!(call(&a), Ok(()), "{what}");
+    }
+    assert_eq!(b.stats().sum(|shard| shard.lanes_opened), 1);
+}
+
+#[test]
+fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to() {
+    log();
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let mut peer = Peer::hello(common::address(&b), "catga", "the-other-node");
+    assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+    peer.say(wire::request(1), &Give { bytes: 1 });
+    assert_eq!(peer.news().unwrap().0.kind, Kind::Reply);
+    let address = peer.address();
+    drop(peer);
+    let line = line_about(address);
+    assert!(line.contains("\"the-other-node\""), "{line}");
+}
+
+#[test]
+fn of_two_nodes_with_one_id_the_later_stays() {
+    log();
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let join = |incarnation: u64| {
+        let mut hello = greeting("catga", "x", false, &[]);
+        hello[32..40].copy_from_slice(&incarnation.to_le_bytes());
+        let mut peer = Peer::hello_with(common::address(&b), b"", hello);
+        assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+        peer
+    };
+    let works = |peer: &mut Peer| {
+        peer.say(wire::request(1), &Give { bytes: 1 });
+        assert_eq!(peer.news().unwrap().0.kind, Kind::Reply);
+    };
+    let mut earlier = join(7);
+    works(&mut earlier);
+    let mut later = join(8);
+    works(&mut later);
+    assert_eq!(earlier.closed(), Some(SUPERSEDED));
+    assert_eq!(join(7).closed(), Some(SUPERSEDED), "it does not come back");
+    works(&mut later);
+    assert_eq!(b.stats().sum(|shard| shard.lanes_open), 1);
+}
+
+#[test]
+fn a_node_that_is_told_to_dial_itself_says_so_and_works() {
+    let (listener, endpoint) = listening();
+    drop(listener);
+    let port = endpoint.port();
+    let log = log();
+    let list = List::of([format!("c=127.0.0.2:{port}")]).node("b", format!("0.0.0.0:{port}"));
+    let b = store(list.announce(endpoint.to_string()).insecure());
+    eventually("both ends are counted", || refused(&b) >= 2);
+    // Anybody could say so: a node that is named is looked for on and on.
+    eventually("it says so", || {
+        let said = format!("no lane to c at 127.0.0.2:{port}");
+        log.0.lock().unwrap().iter().any(|line| line.contains(&said))
+    });
+    assert_eq!(b.stats().sum(|shard| shard.lanes_opened), 0);
+    assert_eq!(call(&b), Ok(()));
+    // Others reach it where it says.
+    let a = caller(endpoint);
+    assert_eq!(call(&a), Ok(()));
+    assert_eq!(
+        a.nodes().find("b").map(|member| member.node.endpoint.to_string()),
+        Some(endpoint.to_string())
+    );
+}
+
+#[test]
+fn a_peer_that_never_reads_loses_its_lane_and_nobody_else_anything() {
+    log();
+    let (a, b) = pair();
+    let mut peer = Peer::hello(common::address(&b), "catga", "x");
+    assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+    let ask = wire::archived(wire::request(1), &Give { bytes: 900_000 });
+    eventually("it is let go", || {
+        assert_eq!(call(&a), Ok(()));
+        // It lives, and asks for more; it only does not read.
+        peer.raw(&ask);
+        refused(&b) == 1
+    });
+    let line = line_about(peer.address());
+    assert!(line.contains("\"x\""), "{line}");
+    assert_eq!(call(&a), Ok(()));
+}
+
+#[test]
+fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
+    // Both ends are in this process, and other tests need some as well.
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(20_000);
+    let count = (descriptors.saturating_sub(1_000) / 2).min(10_000);
+    assert!(count >= 2_000, "this test needs 5,000 descriptors; raise `ulimit -n`, which is {descriptors}");
+    let (a, b) = pair();
+    let endpoint = common::address(&b);
+    let mut silent = Vec::new();
+    for number in 0..count {
+        silent.push(TcpStream::connect(endpoint).unwrap());
+        if number % 100 == 0 {
+            assert_eq!(call(&a), Ok(()));
+        }
+    }
+    let connected = Instant::now();
+    eventually("all are closed and counted", || {
+        assert_eq!(call(&a), Ok(()));
+        refused(&b) == count
+    });
+    // Two seconds for the last of them, and what a busy machine may add.
+    assert!(connected.elapsed() < Duration::from_secs(12), "after {:?} only", connected.elapsed());
+    assert_eq!(b.stats().sum(|shard| shard.lanes_open), 1);
+}
+
+#[test]
+fn where_nobody_listens_and_where_strangers_do_nothing_is_sent() {
+    log();
+    // Something that takes connections and answers with what is no greeting.
+    let (listener, endpoint) = listening();
+    let stranger = std::thread::spawn(move || {
+        use std::io::Write;
+        while let Ok((mut stream, _)) = listener.accept() {
+            if stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").is_err() {
+                return;
+            }
+        }
+    });
+    let a = caller(endpoint);
+    assert_eq!(call(&a), Err(CallError::NotSent(NotSent::NoHandler)));
+    eventually("it is counted", || refused(&a) > 0);
+    drop((a, stranger));
+}
