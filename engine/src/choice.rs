@@ -144,6 +144,21 @@ impl Served {
         None
     }
 
+    /// The next one in turn but `except`, if there is a way to it; else nobody has had a turn.
+    #[inline]
+    pub(crate) fn step<T>(&mut self, except: Option<u32>, way: impl FnOnce(u32) -> Option<T>) -> Option<T> {
+        let mut at = self.last[0];
+        for _ in 0..self.nodes.len() {
+            at = if at + 1 < self.nodes.len() { at + 1 } else { 0 };
+            if Some(self.nodes[at]) != except {
+                let found = way(self.nodes[at])?;
+                self.last[0] = at;
+                return Some(found);
+            }
+        }
+        None
+    }
+
     /// One of the usable ones by chance: `draw` is any number.
     pub(crate) fn random(&self, draw: u64, standing: &impl Standing) -> Option<u32> {
         let count = self.nodes.len();

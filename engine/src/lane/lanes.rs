@@ -81,6 +81,8 @@ pub(crate) struct Lanes {
     pub(super) view_at: Time,
     /// For each position of the view the peer there; this node itself is none.
     pub(super) positions: Vec<Option<u32>>,
+    /// And the lane that most requests take there.
+    pub(super) usual: Vec<Option<LaneKey>>,
     /// Who serves what, by type index, as far as it was asked since the view came.
     pub(super) served: Vec<Option<Served>>,
     /// Calls that wait for the next view, or for a moment.
@@ -134,6 +136,7 @@ impl Lanes {
             view: Arc::new(View::empty()),
             view_at: Time::ZERO,
             positions: Vec::new(),
+            usual: Vec::new(),
             served: Vec::new(),
             unresolved: VecDeque::new(),
             retry_at: Time::NEVER,
@@ -545,6 +548,7 @@ impl Lanes {
             peer.lanes.push((shard, key));
             self.again.extend(peer.waiting.drain(..));
         }
+        self.find_usual();
         self.send_events(peer, now);
         self.watch(key);
         true
@@ -711,6 +715,7 @@ impl Lanes {
         if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer)) {
             peer.lanes.retain(|(_, lane)| *lane != key);
             self.contacts_changed = true;
+            self.find_usual();
         }
         if let Some(dial) = dial {
             // One that was open can be reached, as far as is known.

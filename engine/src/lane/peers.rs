@@ -49,6 +49,11 @@ impl Peer {
         shard % self.node.shards.clamp(1, LANES_PER_PEER)
     }
 
+    /// The lane for what any of its shards will do for, from this one of ours.
+    pub(super) fn usual_lane(&self, own: u16) -> Option<LaneKey> {
+        self.lane_to(self.door(own)).or_else(|| self.lanes.first().map(|(_, lane)| *lane))
+    }
+
     /// The open lane to this shard of it.
     pub(super) fn lane_to(&self, shard: u16) -> Option<LaneKey> {
         self.lanes.iter().find(|(at, _)| *at == shard).map(|(_, lane)| *lane)

@@ -111,6 +111,7 @@ impl Lanes {
             self.positions.push(peer);
         }
         self.end_former_lives();
+        self.find_usual();
         self.view = view;
         self.view_at = now;
         self.served.clear();
@@ -175,8 +176,11 @@ impl Lanes {
     ) -> Chosen {
         self.prepare(ask.index, contract);
         let Some(mut served) = self.served[ask.index as usize].take() else { return Chosen::Later };
-        self.draws = hash_u64(self.draws.wrapping_add(1));
-        let draw = self.draws;
+        let draw = match ask.choice {
+            Choice::Random | Choice::LeastLoaded => hash_u64(self.draws.wrapping_add(1)),
+            _ => self.draws,
+        };
+        self.draws = draw;
         let own = self.view.own();
         let (again, here) = (journey.is_some(), Here { lanes: self, own_serves, journey, now });
         let position = match ask.choice {
@@ -189,16 +193,30 @@ impl Lanes {
             Choice::Node(hash) => self.named(hash).filter(|position| served.contains(*position)),
             Choice::LocalFirst | Choice::Local => served.next(own, again, &here),
         };
-        let nobody = self.nobody(ask, &served, now);
+        let peer = position.and_then(|position| *self.positions.get(position as usize)?);
+        let chosen = match peer {
+            Some(peer) => Chosen::Peer { peer, shard: self.shard_of(peer, ask) },
+            None if position.is_some() => Chosen::Own,
+            None => self.nobody(ask, &served, now),
+        };
         self.served[ask.index as usize] = Some(served);
-        match position {
-            None => nobody,
-            position if position == own => Chosen::Own,
-            Some(position) => match self.positions.get(position as usize) {
-                Some(&Some(peer)) => Chosen::Peer { peer, shard: self.shard_of(peer, ask) },
-                _ => nobody,
-            },
-        }
+        chosen
+    }
+
+    /// The lane of a request that any other node will do for: to the next one in turn, if a lane leads there. What most
+    /// requests need, without what the others do.
+    #[inline]
+    pub(crate) fn next_lane(&mut self, index: u32) -> Option<LaneKey> {
+        let served = self.served.get_mut(index as usize)?.as_mut()?;
+        let usual = &self.usual;
+        served.step(self.view.own(), |position| *usual.get(position as usize)?)
+    }
+
+    /// Lanes have come or gone, or the view has.
+    pub(super) fn find_usual(&mut self) {
+        let own = self.shard;
+        let lane = |peer: &Option<u32>| self.peers.get((*peer)?)?.usual_lane(own);
+        self.usual = self.positions.iter().map(lane).collect();
     }
 
     /// The shard of a peer that owns the key, if that is what counts.
@@ -250,7 +268,7 @@ impl Lanes {
         let door = known.door(shard.unwrap_or(self.shard));
         let lane = match shard {
             Some(_) => known.lane_to(door),
-            None => known.lane_to(door).or_else(|| known.lanes.first().map(|(_, lane)| *lane)),
+            None => known.usual_lane(self.shard),
         };
         match lane {
             Some(lane) => Way::Lane(lane),

@@ -99,7 +99,7 @@ pub(crate) enum Try {
 }
 
 /// How a request is sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Manner {
     /// Flags of the request's header, besides `KEYED`.
     pub(crate) flags: Flags,
@@ -289,7 +289,8 @@ impl Core {
         let granted = slot.is_some();
         let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
         let Some(call) = opened else { return self.give_up(None, NotSent::TooManyCalls) };
-        if self.clustered {
+        // Of the others the slot knows that any node will do, and that they may run once.
+        if self.clustered && (R::KEYED || manner != Manner::default()) {
             self.travels(call, manner.choice.of(R::KEYED), manner.flags);
         }
         let header = request_header(request, manner.flags, call, now.micros_until(deadline));

@@ -41,7 +41,7 @@ pub(super) struct Traveller {
 }
 
 impl Core {
-    #[inline]
+    #[inline(always)] // without a cluster it is a look into a table
     pub(super) fn destination(&self, traveller: &Traveller) -> Destination {
         match traveller.contract {
             Some(contract) if self.clustered => self.destination_in_cluster(traveller, contract),
@@ -50,7 +50,7 @@ impl Core {
         }
     }
 
-    #[inline]
+    #[inline(always)] // as above
     fn destination_in_engine(&self, traveller: &Traveller) -> Destination {
         match self.routes.request(traveller.index).map(|shards| shards.place(traveller.key)) {
             Some(Recipients::Owner(shard)) if shard == self.shard.0 => Destination::Here,
@@ -68,12 +68,18 @@ impl Core {
         }
     }
 
+    #[inline(never)]
     fn destination_in_cluster(&self, traveller: &Traveller, contract: fn() -> Contract) -> Destination {
         let choice = traveller.choice.of(traveller.keyed);
         let takes = self.takes_now(traveller);
         match choice {
             Choice::LocalFirst if takes && traveller.call.is_none() => {
                 return self.destination_in_engine(traveller);
+            }
+            Choice::LocalFirst if traveller.call.is_none() => {
+                if let Some(lane) = self.lanes.borrow_mut().next_lane(traveller.index) {
+                    return Destination::Lane(lane);
+                }
             }
             Choice::Local => return self.destination_in_engine(traveller),
             _ => {}
