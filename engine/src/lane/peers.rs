@@ -146,6 +146,8 @@ pub(super) struct Peers {
     dials: Vec<Option<Dial>>,
     /// It has been told of targets, if only of none.
     aimed: bool,
+    /// When it last looked for those that should be there.
+    hurried: Time,
     /// For jitter: a seed of its own for each shard.
     jitter: u64,
 }
@@ -305,6 +307,22 @@ impl Peers {
             let peer = dial.target.id.as_ref().and_then(|id| self.by_id.get(id)).copied();
             if let Some(peer) = peer.and_then(|peer| self.get_mut(peer)) {
                 again.extend(peer.waiting.drain(..));
+            }
+        }
+    }
+
+    /// Somebody else knows of a node that this view does not have up: those that should be there are looked for at once.
+    pub(super) fn hurry(&mut self, now: Time) {
+        if now < self.hurried + REDIAL_MIN {
+            return;
+        }
+        self.hurried = now;
+        let missed = |peer: &&Peer| peer.in_view && !peer.is_up && peer.lanes.is_empty();
+        let missing: Vec<NodeId> = self.all().filter(missed).map(|peer| peer.node.id.clone()).collect();
+        for id in missing {
+            self.is_back(&id, now);
+            if let Some(peer) = self.find(&id) {
+                self.want(peer, 0, now);
             }
         }
     }

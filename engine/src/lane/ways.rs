@@ -302,6 +302,11 @@ impl Lanes {
         self.retry_at = self.retry_at.min(now + RESOLVE_AGAIN);
     }
 
+    /// Another node has a view that differs from this one: who is missing here is looked for at once.
+    pub(crate) fn hurry(&mut self, now: Time) {
+        self.peers.hurry(now);
+    }
+
     /// This call looks again for its way.
     pub(crate) fn look_again(&mut self, waiting: Waiting) {
         self.again.push(waiting);

@@ -90,6 +90,7 @@ impl Core {
         let mut lanes = self.lanes.borrow_mut();
         match next {
             Next::WithView => {
+                lanes.hurry(self.now());
                 lanes.wait_for_view((call, request), self.now(), |call| {
                     self.calls.borrow_mut().waiting(call).is_some()
                 });
