@@ -299,8 +299,9 @@ fn a_stop_under_load_from_all_sides_leaves_no_call_without_an_outcome() {
             assert_eq!(made, ended);
         }
         assert!(waiting.join().unwrap().is_err());
-        // Handlers that never end on one shard, and callers on the other that wait for them.
-        assert!(!report.drained && report.tasks_cut > 0 && report.calls_ended > 0, "{report}");
+        // Handlers that never end on one shard, and callers on the other that wait for them. Which shard comes first decides
+        // whether a caller's call is ended by its own, or by the answer that its handler was cut.
+        assert!(!report.drained && report.tasks_cut > 0, "{report}");
         assert_eq!(report.calls_ended, report.stats.sum(|shard| shard.calls_stopped));
         assert!(report.stuck.is_empty() && report.panicked.is_empty(), "{report}");
         assert_eq!(panics.load(Ordering::Relaxed), 1, "the handler panicked once, and was poisoned");

@@ -7,6 +7,9 @@
 //! The table decides *what* an ending is: a call that still waits for room ends as [`NotSent`], one that left as
 //! [`Unknown`]. Who is told, and how, is the caller's business: endings return the [`Waiter`] to wake.
 
+mod again;
+mod batches;
+
 use std::task::Waker;
 use std::time::Duration;
 
@@ -294,79 +297,6 @@ impl<F> CallTable<F> {
         Some((slot.contract, slot.choice))
     }
 
-    // ---- calls that can be sent again -------------------------------------------------------------------------
-
-    /// What has to be known of a request if it comes to nothing where it goes.
-    #[inline]
-    pub(crate) fn travels(&mut self, id: CallId, choice: Choice, idempotent: bool) {
-        if let Some(slot) = self.find(id) {
-            (slot.choice, slot.idempotent) = (choice, idempotent);
-        }
-    }
-
-    /// Keeps the request of a forwarded call that has left, so that it can be sent again.
-    pub(crate) fn keep_request(&mut self, id: CallId, request: OwnedFrame) {
-        let Some(slot) = self.find(id) else { return pool::give(request) };
-        slot.keeps_request = true;
-        if let Some(unused) = slot.answer.replace(request) {
-            pool::give(unused);
-        }
-    }
-
-    /// Where a call has been, if it has moved on.
-    pub(crate) fn journey(&self, id: CallId) -> Option<&Journey> {
-        let slot = self.slots.get(id.slot() as usize)?;
-        if slot.generation == id.generation() { slot.journey.as_deref() } else { None }
-    }
-
-    /// A call that has left and can be sent again. Nobody else keeps its request than who made it, or its slot.
-    pub(crate) fn movable(&mut self, id: CallId) -> Option<Movable> {
-        let slot = self.find(id)?;
-        let target = slot.sent_to()?;
-        let kept = match slot.waiter {
-            Waiter::Task(_) | Waiter::Batch(_) => true,
-            // A part of a broadcast is for its node, and for no other.
-            Waiter::Forward(_) => slot.keeps_request && !slot.answer.as_ref().is_some_and(is_event),
-            Waiter::Nobody => false,
-        };
-        let Slot { deadline, choice, idempotent, ref journey, .. } = *slot;
-        let moves = journey.as_ref().map_or(0, |journey| journey.moves());
-        kept.then_some(Movable { target, deadline, choice, idempotent, moves })
-    }
-
-    /// The attempt has come to `ending`, and there shall be another one: the call waits again, in a queue that the caller puts
-    /// it into. Gives the request that was kept for it.
-    pub(crate) fn set_out(
-        &mut self,
-        id: CallId,
-        ending: Ending,
-        note: impl FnOnce(&mut Journey),
-    ) -> Option<OwnedFrame> {
-        let slot = self.find(id)?;
-        slot.phase = Phase::Waiting;
-        slot.is_listed = true;
-        match &mut slot.journey {
-            Some(journey) => {
-                journey.add(ending);
-                note(journey);
-            }
-            none => note(none.insert(Box::new(Journey::new(ending)))),
-        }
-        if std::mem::take(&mut slot.keeps_request) { slot.answer.take() } else { None }
-    }
-
-    /// A waiting call has its turn with this peer, as soon as a lane leads there.
-    pub(crate) fn bind(&mut self, id: CallId, peer: u32) {
-        if let Some(slot) = self.find(id) {
-            slot.bound_for = Some(peer);
-        }
-    }
-
-    /// The peer that a waiting call was to go to, once.
-    pub(crate) fn take_bound(&mut self, id: CallId) -> Option<u32> {
-        self.find(id)?.bound_for.take()
-    }
-
     /// The calls that are under way over this lane, and where in its stream each began.
     pub(crate) fn over(&self, over: LaneKey) -> Vec<(CallId, u64)> {
         let slots = (0u32..).zip(&self.slots);
@@ -616,70 +546,6 @@ impl<F> CallTable<F> {
                 ended(ending, wake);
             }
         }
-    }
-
-    /// Opens a batch with room for `in_flight` endings.
-    pub(crate) fn batch_open(&mut self, in_flight: usize) -> BatchId {
-        let index = self.batches.iter().position(|queue| !queue.open).unwrap_or_else(|| {
-            self.batches.push(BatchQueue::default());
-            self.batches.len() - 1
-        });
-        let queue = &mut self.batches[index];
-        queue.open = true;
-        queue.waker = None;
-        queue.done.clear();
-        queue.again.clear();
-        queue.done.reserve(in_flight);
-        BatchId(index as u32)
-    }
-
-    /// Exchanges the batch's list of done slots for the given empty one, and notes whom to wake next.
-    pub(crate) fn batch_done(&mut self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) {
-        let queue = &mut self.batches[batch.0 as usize];
-        std::mem::swap(&mut queue.done, done);
-        if !queue.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            queue.waker = Some(waker.clone());
-        }
-    }
-
-    /// Takes a call of the batch that shall be sent again.
-    pub(crate) fn batch_again(&mut self, batch: BatchId) -> Option<CallId> {
-        self.batches[batch.0 as usize].again.pop()
-    }
-
-    /// Takes the id, the token, the ending and the frame of a done slot of a batch. The slot is free afterwards; give the
-    /// frame back with [`CallTable::put_frame`] so that the slot's next call need not ask the pool.
-    #[inline]
-    pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u32, Ending, Option<OwnedFrame>)> {
-        let slot = &mut self.slots[index as usize];
-        if slot.phase != Phase::Done {
-            return None;
-        }
-        let ending = slot.ending;
-        let id = CallId::new(index, slot.generation);
-        let (token, answer) = (slot.token, slot.answer.take());
-        self.release(index);
-        Some((id, token, ending, answer))
-    }
-
-    /// Gives a slot the frame it had.
-    #[inline]
-    pub(crate) fn put_frame(&mut self, index: u32, frame: OwnedFrame) {
-        let answer = &mut self.slots[index as usize].answer;
-        if answer.is_none() {
-            *answer = Some(frame);
-        } else {
-            pool::give(frame);
-        }
-    }
-
-    /// Closes a batch; its calls that are still open are given up. Says where they went.
-    pub(crate) fn batch_close(&mut self, batch: BatchId, given_up: impl FnMut(CallId, Target)) {
-        self.abandon_where(|waiter| matches!(waiter, Waiter::Batch(of) if *of == batch), given_up);
-        let queue = &mut self.batches[batch.0 as usize];
-        queue.open = false;
-        queue.waker = None;
-        queue.done.clear();
     }
 }
 

@@ -1,0 +1,74 @@
+//! Calls of batches: many slots that wake one task, which collects those that are done.
+
+use std::task::Waker;
+
+use catga_codec::{CallId, OwnedFrame};
+
+use super::{BatchId, BatchQueue, CallTable, Ending, Phase, Target, Waiter};
+use crate::pool;
+
+impl<F> CallTable<F> {
+    /// Opens a batch with room for `in_flight` endings.
+    pub(crate) fn batch_open(&mut self, in_flight: usize) -> BatchId {
+        let index = self.batches.iter().position(|queue| !queue.open).unwrap_or_else(|| {
+            self.batches.push(BatchQueue::default());
+            self.batches.len() - 1
+        });
+        let queue = &mut self.batches[index];
+        queue.open = true;
+        queue.waker = None;
+        queue.done.clear();
+        queue.again.clear();
+        queue.done.reserve(in_flight);
+        BatchId(index as u32)
+    }
+
+    /// Exchanges the batch's list of done slots for the given empty one, and notes whom to wake next.
+    pub(crate) fn batch_done(&mut self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) {
+        let queue = &mut self.batches[batch.0 as usize];
+        std::mem::swap(&mut queue.done, done);
+        if !queue.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            queue.waker = Some(waker.clone());
+        }
+    }
+
+    /// Takes a call of the batch that shall be sent again.
+    pub(crate) fn batch_again(&mut self, batch: BatchId) -> Option<CallId> {
+        self.batches[batch.0 as usize].again.pop()
+    }
+
+    /// Takes the id, the token, the ending and the frame of a done slot of a batch. The slot is free afterwards; give the
+    /// frame back with [`CallTable::put_frame`] so that the slot's next call need not ask the pool.
+    #[inline]
+    pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u32, Ending, Option<OwnedFrame>)> {
+        let slot = &mut self.slots[index as usize];
+        if slot.phase != Phase::Done {
+            return None;
+        }
+        let ending = slot.ending;
+        let id = CallId::new(index, slot.generation);
+        let (token, answer) = (slot.token, slot.answer.take());
+        self.release(index);
+        Some((id, token, ending, answer))
+    }
+
+    /// Gives a slot the frame it had.
+    #[inline]
+    pub(crate) fn put_frame(&mut self, index: u32, frame: OwnedFrame) {
+        let answer = &mut self.slots[index as usize].answer;
+        if answer.is_none() {
+            *answer = Some(frame);
+        } else {
+            pool::give(frame);
+        }
+    }
+
+    /// Closes a batch; its calls that are still open are given up. Says where they went.
+    pub(crate) fn batch_close(&mut self, batch: BatchId, given_up: impl FnMut(CallId, Target)) {
+        self.abandon_where(|waiter| matches!(waiter, Waiter::Batch(of) if *of == batch), given_up);
+        let queue = &mut self.batches[batch.0 as usize];
+        queue.open = false;
+        queue.waker = None;
+        queue.done.clear();
+    }
+}

@@ -1,0 +1,256 @@
+//! How lanes come to be: dialled, accepted, handed over by another shard, and made known to those who wait for them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catga_discovery::Target;
+
+use super::{Lanes, Opened};
+
+use crate::call::table::LaneKey;
+use crate::lane::buffer::ReceiveBuffer;
+use crate::lane::close::CloseReason;
+use crate::lane::config::{LaneConfig, SEND_BYTES_MAX};
+use crate::lane::greeting::Greeting;
+use crate::lane::handshake::Verdict;
+use crate::lane::io::LaneIo;
+use crate::lane::peers::Missed;
+use crate::lane::protocol::Lane;
+use crate::limits::{GREETINGS_MAX, LANES_MAX, LANES_PER_SHARD_PAIR, PAUSE};
+use crate::runtime::{Stream, Token, World};
+use crate::time::Time;
+
+impl Lanes {
+    fn config(&self, wanted: u16, world: &mut dyn World) -> io::Result<LaneConfig> {
+        let Some(setup) = &self.setup else { return Err(io::ErrorKind::Unsupported.into()) };
+        let nonce = world.nonce()?;
+        Ok(LaneConfig {
+            greeting: Greeting { shard: self.shard, wanted_shard: wanted, nonce, ..setup.greeting.clone() },
+            key: setup.key.clone(),
+            expected_peer: None,
+            send_bytes_max: SEND_BYTES_MAX,
+        })
+    }
+
+    /// Dials what is due.
+    pub(crate) fn dial_due(&mut self, world: &mut dyn World, now: Time) {
+        if now < self.peers.next_due() {
+            return;
+        }
+        self.peers.lose_patience(now, &mut self.again);
+        for index in self.peers.due(now) {
+            let Some(dial) = self.peers.dial(index) else { continue };
+            let (target, shard) = (dial.target.clone(), dial.shard);
+            match self.dial(index, &target, shard, world, now) {
+                Ok(key) => self.peers.began(index, key, now),
+                Err(error) => {
+                    tracing::debug!(%target, %error, "could not dial");
+                    self.missed(index, Some(Missed::Unreached), now);
+                }
+            }
+        }
+    }
+
+    fn dial(
+        &mut self,
+        dial: u32,
+        target: &Target,
+        shard: u16,
+        world: &mut dyn World,
+        now: Time,
+    ) -> io::Result<LaneKey> {
+        if self.open >= LANES_MAX {
+            return Err(io::Error::other("this shard has as many lanes as it may"));
+        }
+        let config = LaneConfig { expected_peer: target.id.clone(), ..self.config(shard, world)? };
+        let stream = world.dial(&target.endpoint)?;
+        self.install(LaneIo::new(stream, Lane::dial(config, now), Some(dial), now), world)
+    }
+
+    /// A dial has failed, or its lane has ended: who waits for it looks for another way.
+    pub(super) fn missed(&mut self, dial: u32, why: Option<Missed>, now: Time) {
+        let id = self.peers.dial(dial).and_then(|dial| dial.target.id.clone());
+        self.peers.missed(dial, why, now);
+        self.contacts_changed = true;
+        let place = id.and_then(|id| self.peers.find(&id));
+        if let Some(peer) = place.and_then(|peer| self.peers.get_mut(peer)) {
+            self.again.extend(peer.waiting.drain(..));
+        }
+        if let Some(peer) = place {
+            self.send_events(peer, now);
+        }
+    }
+
+    /// Takes a connection that was made to this node. Says how many had to be closed for it: the oldest that have not
+    /// proven anything give way, so that those who never will cannot keep others out.
+    pub(crate) fn accept(&mut self, stream: Box<dyn Stream>, world: &mut dyn World, now: Time) -> u64 {
+        let config = match self.config(0, world) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::warn!(peer = stream.peer(), %error, "closed a connection: it cannot be greeted");
+                return 1;
+            }
+        };
+        let mut closed = 0;
+        let greets = |lanes: &Self, key| lanes.get(key).is_some_and(|lane| !lane.is_open && !lane.settled);
+        while let Some(&oldest) = self.greeting.front() {
+            if greets(self, oldest) {
+                if self.greeting.len() < GREETINGS_MAX {
+                    break;
+                }
+                closed += 1;
+                self.drop_now(oldest, world);
+            }
+            self.greeting.pop_front();
+        }
+        let lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
+        match self.install(lane, world) {
+            Ok(key) => self.greeting.push_back(key),
+            Err(error) => {
+                tracing::warn!(%error, "could not watch a connection; it is closed");
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    fn drop_now(&mut self, key: LaneKey, world: &mut dyn World) {
+        if let Some(lane) = self.remove(key) {
+            world.forget(&*lane.stream);
+        }
+    }
+
+    /// Takes over a lane that another shard greeted for this one, which was `paused` for so long just before. Says whether it
+    /// is kept.
+    pub(crate) fn adopt(
+        &mut self,
+        mut lane: Box<LaneIo>,
+        paused: Duration,
+        world: &mut dyn World,
+        now: Time,
+    ) -> bool {
+        if paused >= PAUSE {
+            lane.machine.paused(paused);
+        }
+        if self.open >= LANES_MAX {
+            tracing::warn!(lanes_max = LANES_MAX, "closed a lane: this shard has as many as it may");
+            return false;
+        }
+        match self.install(*lane, world) {
+            Ok(key) => {
+                // Bytes read past the greeting are looked at even if no more come.
+                self.mark_ready(key);
+                self.register(key, now)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not watch a connection; it is closed");
+                false
+            }
+        }
+    }
+
+    fn install(&mut self, lane: LaneIo, world: &mut dyn World) -> io::Result<LaneKey> {
+        let write = !lane.connected;
+        let key = self.insert(lane);
+        let watched = self.with(key, |lane| world.watch(&*lane.stream, Token::Lane(key), write));
+        if let Some(Err(error)) = watched {
+            self.remove(key);
+            return Err(error);
+        }
+        Ok(key)
+    }
+
+    /// The greeting is agreed on.
+    pub(crate) fn opened(
+        &mut self,
+        key: LaneKey,
+        receive: &mut Option<ReceiveBuffer>,
+        world: &mut dyn World,
+        now: Time,
+    ) -> Opened {
+        let Some(lane) = self.get(key) else { return Opened::Closed };
+        let Some(agreement) = lane.machine.agreement() else { return Opened::Closed };
+        let mut refuses_some = false;
+        for (id, verdict) in agreement.verdicts() {
+            if let Verdict::Refused { difference } = verdict {
+                refuses_some = true;
+                tracing::warn!(peer = %agreement.peer, id = %id, difference, "layouts differ: refused by name");
+            }
+        }
+        tracing::info!(
+            peer = %agreement.peer, incarnation = %agreement.incarnation, endpoint = %agreement.endpoint,
+            shard = agreement.peer_shard, "lane open"
+        );
+        let (wanted, node, dial) = (agreement.shard, agreement.node(), lane.dial);
+        let Some(node) = node else {
+            self.turn_away(key, CloseReason::MalformedGreeting);
+            return Opened::Closed;
+        };
+        let _ = self.with(key, |lane| {
+            lane.refuses_some = refuses_some;
+            lane.node = Some(Arc::new(node));
+        });
+        if dial.is_none() && wanted != self.shard {
+            let Some(mut lane) = self.remove(key) else { return Opened::Closed };
+            world.forget(&*lane.stream);
+            lane.receive = receive.take();
+            (lane.is_watched, lane.is_unsent, lane.handed_over) = (false, false, true);
+            return Opened::For(wanted, lane);
+        }
+        if self.register(key, now) { Opened::Here } else { Opened::Closed }
+    }
+
+    /// Makes an open lane known to its peer, and those that wait for it. Says whether it is kept.
+    fn register(&mut self, key: LaneKey, now: Time) -> bool {
+        let Some(lane) = self.get(key) else { return false };
+        let (Some(node), Some(agreement)) = (lane.node.clone(), lane.machine.agreement()) else {
+            return false;
+        };
+        let (shard, dial) = (agreement.peer_shard, lane.dial);
+        let peer = self.peers.meet(&node);
+        let known = self.peers.get(peer).map_or(node.incarnation, |peer| peer.node.incarnation);
+        if node.incarnation < known {
+            return self.turn_away(key, CloseReason::Superseded);
+        }
+        let lanes = self.peers.get(peer).map_or(&[][..], |peer| &peer.lanes);
+        if lanes.iter().filter(|(at, _)| *at == shard).count() >= LANES_PER_SHARD_PAIR {
+            return self.turn_away(key, CloseReason::Surplus);
+        }
+        self.end_former_lives();
+        let _ = self.with(key, |lane| lane.is_open = true);
+        self.open += 1;
+        if let Some(dial) = dial {
+            self.peers.reached(dial);
+        }
+        self.contacts_changed = true;
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.lanes.push((shard, key));
+            self.again.extend(peer.waiting.drain(..));
+        }
+        self.find_usual();
+        self.send_events(peer, now);
+        self.watch(key);
+        true
+    }
+
+    /// Lanes to a life of a node that is over lead nowhere; their calls may or may not have run.
+    pub(in crate::lane) fn end_former_lives(&mut self) {
+        let mut former = Vec::new();
+        for peer in self.peers.all() {
+            let life = peer.node.incarnation;
+            let is_former = |key: &LaneKey| {
+                self.get(*key).and_then(|lane| lane.node.as_ref()).is_some_and(|node| node.incarnation < life)
+            };
+            former.extend(peer.lanes.iter().map(|(_, key)| *key).filter(is_former));
+        }
+        for key in former {
+            self.turn_away(key, CloseReason::Superseded);
+        }
+    }
+
+    fn turn_away(&mut self, key: LaneKey, reason: CloseReason) -> bool {
+        let _ = self.with(key, |lane| lane.machine.close(reason));
+        false
+    }
+}
