@@ -91,7 +91,7 @@ done
 # A workspace of its own, for its tree is heavy.
 step "example from_axum" cargo test --quiet --target-dir "$target" --manifest-path engine/examples/from_axum/Cargo.toml
 # Not for the figures, which an unoptimised build does not have: every reply is checked, on one node and between two.
-for scenario in floor/ring/1 local/cross-shard/64 lane/64; do
+for scenario in floor/ring/1 local/cross-shard/64 lane/64 lane/orders; do
     step "load for a second: $scenario" cargo run --quiet -p catga-perf -- --scenario "$scenario" --seconds 1
 done
 

@@ -3,7 +3,7 @@
 use crate::engine::driver::How;
 use crate::engine::lane::{self, Lane};
 use crate::engine::local::{AtRest, FromRest, Local};
-use crate::engine::orders::Orders;
+use crate::engine::orders::{self, Orders};
 use crate::engine::whole::{self, Memory, Start};
 use crate::floor::locked::Locked;
 use crate::floor::ring::Ring;
@@ -76,6 +76,7 @@ fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
         Box::new(Lane::parked("lane/cpu", Pace::Open { rate_per_s: CPU_RATE_PER_S }, None, payload)),
         Box::new(Lane::payload("lane/payload/1024", 1_024, 1_024, "floor/tcp/payload/1024")),
         Box::new(Lane::payload("lane/payload/16384", 64, 16_384, "floor/tcp/payload/16384")),
+        Box::new(Orders::across_nodes(options.orders.clone())),
         Box::new(Orders::new(options.orders.clone())),
     ]
 }
@@ -86,6 +87,7 @@ pub(crate) fn serve(kind: &str, arguments: &[String]) -> Result<(), Broken> {
         tcp::SERVE => tcp::serve(arguments),
         whole::SERVE => whole::serve(arguments),
         lane::SERVE => lane::serve(arguments),
+        orders::SERVE => orders::serve(arguments),
         _ => Err(Broken::Peer(format!("there is no server '{kind}'"))),
     }
 }

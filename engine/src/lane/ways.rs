@@ -174,6 +174,10 @@ impl Lanes {
         journey: Option<&Journey>,
         now: Time,
     ) -> Chosen {
+        // A node that has just started would take all keys for its own.
+        if ask.choice == Choice::Owner && self.view.forming() {
+            return Chosen::Later;
+        }
         self.prepare(ask.index, contract);
         let Some(mut served) = self.served[ask.index as usize].take() else { return Chosen::Later };
         let draw = match ask.choice {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use catga::{Engine, List};
+use catga::{Builder, Engine, List};
 
 use crate::engine::driver::How;
 use crate::engine::exchange::{Exchange, Frames, Payload, answering};
@@ -103,7 +103,12 @@ pub(crate) fn serve(arguments: &[String]) -> Result<(), Broken> {
     let idle = if idle == Idle::Park.name() { Idle::Park } else { Idle::Spin };
     let nobody = List::of(Vec::<String>::new()).node(SERVER, "127.0.0.1:0");
     let builder = Engine::builder().cores([core]).idle(self::idle(idle)).cluster(nobody);
-    let engine = start(answering(builder, 0))?;
+    stand_by(answering(builder, 0))
+}
+
+/// Starts a node, tells the first process where it is, and serves for as long as that lives.
+pub(crate) fn stand_by(builder: Builder) -> Result<(), Broken> {
+    let engine = start(builder)?;
     let endpoint = engine.endpoint().ok_or_else(|| Broken::Engine("it listens nowhere".into()))?;
     peer::stand_by(&endpoint.to_string()).tried("cannot answer the first process")?;
     loop {

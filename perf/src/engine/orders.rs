@@ -1,5 +1,6 @@
-//! `orders`: the order desk. Orders are requests keyed by customer, so each customer's account is with one shard, and no
-//! two shards ever share one; the caller sits on the first of two shards and has both kinds of customers.
+//! `orders`, `lane/orders`: the order desk. Orders are requests keyed by customer, so each customer's account is with one shard,
+//! and no two shards ever share one; the caller sits on the first of two shards and has both kinds of customers. In
+//! `lane/orders` the other shard is a node of its own, in a second process.
 //!
 //! Orders are read from a file (`--orders`, columns `CustomerID` and `TotalPrice`), or made with the skew of real ones: in
 //! a year of a retailer's sales the busiest of 4,338 customers ordered 209 times, and half of them once or twice.
@@ -11,15 +12,17 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use catga::Archived;
 use catga::prelude::*;
+use catga::{Archived, Builder, List};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::engine::driver::How;
 use crate::engine::exchange::Exchange;
+use crate::engine::lane::stand_by;
 use crate::engine::local::spin_on;
 use crate::engine::{Driven, plan};
 use crate::machine::Cores;
+use crate::peer::Peer;
 use crate::scenario::{self, Broken, Facts, Family, Pace, Round, RoundResult, Scenario};
 
 const IN_FLIGHT: usize = 1_024;
@@ -156,21 +159,68 @@ impl Exchange for Desk {
     }
 }
 
+/// The word after `serve` that starts [`serve`].
+pub(crate) const SERVE: &str = "desk";
+/// The two nodes.
+const CALLER: &str = "caller";
+const SERVER: &str = "server";
+
 /// The scenario.
 pub(crate) struct Orders {
     file: Option<PathBuf>,
+    across_nodes: bool,
 }
 
 impl Orders {
-    /// With the orders of this file, or with generated ones.
+    /// With the orders of this file, or with generated ones; between two shards.
     pub(crate) fn new(file: Option<PathBuf>) -> Self {
-        Self { file }
+        Self { file, across_nodes: false }
     }
+
+    /// The same between two nodes.
+    pub(crate) fn across_nodes(file: Option<PathBuf>) -> Self {
+        Self { file, across_nodes: true }
+    }
+
+    fn run_on(
+        &self,
+        builder: Builder,
+        desk: Desk,
+        round: &Round<'_>,
+        peers: &mut [Peer],
+    ) -> Result<RoundResult, Broken> {
+        let desk = Arc::new(desk);
+        let driven = Driven::start(with_ledger(builder), desk.clone(), plan(round, How::Futures, true))?;
+        let (measured, spent) = driven.measure(round, peers)?;
+        // With an order that failed nobody can say what the accounts must hold; the row says so.
+        if measured.errors == 0 {
+            spin_on(desk.audit(&driven.engine.client(), measured.sent_in_all))?;
+        }
+        driven.finish(measured, spent)
+    }
+}
+
+fn with_ledger(builder: Builder) -> Builder {
+    builder
+        .idle(Idle::Spin)
+        .service(|_| Ledger::default(), |routes| routes.request(Ledger::book).request(Ledger::account))
+}
+
+/// The second process: `serve desk CORE`. Ends when its parent does.
+pub(crate) fn serve(arguments: &[String]) -> Result<(), Broken> {
+    let [core] = arguments else { return Err(Broken::Peer(format!("{SERVE} takes: CORE"))) };
+    let core = core.parse().map_err(|_| Broken::Peer(format!("'{core}' is not a number")))?;
+    let nobody = List::of(Vec::<String>::new()).node(SERVER, "127.0.0.1:0");
+    stand_by(with_ledger(Engine::builder().cores([core]).cluster(nobody)))
 }
 
 impl Scenario for Orders {
     fn facts(&self) -> Facts {
-        let (name, family, floor) = ("orders", Family::Orders, Some("floor/ring/1024"));
+        let (name, family, floor) = if self.across_nodes {
+            ("lane/orders", Family::Lane, Some("floor/tcp/1024"))
+        } else {
+            ("orders", Family::Orders, Some("floor/ring/1024"))
+        };
         let (pace, idle) = (Pace::Closed { in_flight: IN_FLIGHT }, scenario::Idle::Spin);
         Facts { name, family, pace, idle, floor, sweeps: false, payload_bytes: None }
     }
@@ -180,19 +230,19 @@ impl Scenario for Orders {
             Some(file) => read(file).map_err(Broken::Orders)?,
             None => generated(),
         };
-        let desk = Arc::new(Desk { orders });
         let Cores { caller, server } = Cores::choose();
-        let builder = Engine::builder()
-            .cores([caller, server])
-            .idle(Idle::Spin)
-            .service(|_| Ledger::default(), |routes| routes.request(Ledger::book).request(Ledger::account));
-        let driven = Driven::start(builder, desk.clone(), plan(round, How::Futures, true))?;
-        let (measured, spent) = driven.measure(round, &mut [])?;
-        // With an order that failed nobody can say what the accounts must hold; the row says so.
-        if measured.errors == 0 {
-            spin_on(desk.audit(&driven.engine.client(), measured.sent_in_all))?;
+        let desk = Desk { orders };
+        if !self.across_nodes {
+            return self.run_on(Engine::builder().cores([caller, server]), desk, round, &mut []);
         }
-        driven.finish(measured, spent)
+        let mut peer = Peer::start(SERVE, &[server.to_string()])?;
+        let list = List::of([format!("{SERVER}={}", peer.ready())]).node(CALLER, "127.0.0.1:0");
+        self.run_on(
+            Engine::builder().cores([caller]).cluster(list),
+            desk,
+            round,
+            std::slice::from_mut(&mut peer),
+        )
     }
 }
 
