@@ -133,7 +133,7 @@ fn check(what: &str, client: &Client) {
             counted.allocations.to_native()
         };
         // One call after the other is a wake-up each, so there are fewer of them.
-        let calls = if way == 1 { CALLS } else { CALLS / 10 };
+        let calls = if way == 1 { CALLS } else { CALLS / 4 };
         drive(calls / 5); // warm: many times what is in flight at once
         let allocations = drive(calls);
         println!("{what}, {name}: {allocations} allocations in {calls} calls");
