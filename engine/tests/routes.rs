@@ -407,3 +407,25 @@ fn the_calls_of_a_batch_move_on_as_any_other() {
     assert_eq!(caller.stats().sum(|shard| shard.calls_moved), 200);
     drop(nodes);
 }
+
+#[test]
+fn a_shard_without_work_sleeps_alone_and_in_a_cluster() {
+    let cluster = Cluster::new("sleep");
+    let alone = Engine::builder()
+        .shards(1)
+        .service(|_| Teller(9), |routes| routes.request(Teller::who))
+        .start()
+        .unwrap();
+    let (met, lonely) = (cluster.all(), cluster.caller());
+    drop(met);
+    for engine in [&alone, &lonely] {
+        let parks = || engine.stats().sum(|shard| shard.parks);
+        let before = parks();
+        eventually("it sleeps", || parks() > before + 3);
+        let turns = || engine.stats().sum(|shard| shard.turns);
+        // As long as it is only waited for, nothing but a few timers wakes it: far from a turn in each microsecond.
+        let (before, begun) = (turns(), std::time::Instant::now());
+        eventually("time passes", || begun.elapsed() > Duration::from_millis(200));
+        assert!(turns() - before < 20_000, "{} turns in {:?}", turns() - before, begun.elapsed());
+    }
+}

@@ -119,6 +119,8 @@ impl Lanes {
             .as_ref()
             .map_or(0, |setup| catga_codec::hash::hash64(setup.greeting.node.as_str().as_bytes()));
         let jitter = seed ^ u64::from(shard);
+        // Even that it has none is news for the agent.
+        let contacts_changed = setup.is_some();
         Self {
             setup,
             shard,
@@ -131,7 +133,7 @@ impl Lanes {
             closing: Vec::new(),
             greeting: VecDeque::new(),
             news: false,
-            tick_at: Time::ZERO,
+            tick_at: Time::NEVER,
             peers: Peers::new(jitter),
             view: Arc::new(View::empty()),
             view_at: Time::ZERO,
@@ -142,7 +144,7 @@ impl Lanes {
             retry_at: Time::NEVER,
             again: Vec::new(),
             events: Events::default(),
-            contacts_changed: true,
+            contacts_changed,
             stats: LaneStats::default(),
             draws: jitter,
         }
