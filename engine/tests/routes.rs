@@ -41,7 +41,12 @@ struct Tally {
     from: [u64; 3],
 }
 
-/// Makes calls in a batch.
+#[event]
+struct News {}
+#[request(reply = Tally)]
+struct Spread {}
+
+/// Makes calls in a batch, and broadcasts.
 struct Asker;
 
 impl Asker {
@@ -63,6 +68,11 @@ impl Asker {
         }
         Ok(tally)
     }
+    async fn spread(_: &State<Self>, _: &Archived<Spread>, ctx: &Context) -> Result<Tally, Fault> {
+        let report = ctx.broadcast(&News {}).await;
+        let handled = report.iter().filter(|line| line.outcome().is_ok()).count();
+        Ok(Tally { replies: handled as u64, from: [report.lines().len() as u64, 0, 0] })
+    }
 }
 
 /// A service that says where it is.
@@ -78,6 +88,7 @@ impl Teller {
     fn owns(&mut self, _: &Archived<WhoOwns>, ctx: &Context) -> Result<Me, Fault> {
         Ok(self.me(ctx))
     }
+    fn hear(&mut self, _: &Archived<News>, _: &Context) {}
     fn broken(&mut self, _: &Archived<Break>, _: &Context) -> Result<Me, Fault> {
         panic!("a handler of the test panics")
     }
@@ -120,6 +131,7 @@ impl Cluster {
                         .request(Teller::owns)
                         .request(Teller::broken)
                         .request_async(Teller::hang)
+                        .event(Teller::hear)
                 },
             )
             .cluster(self.list(id))
@@ -131,7 +143,7 @@ impl Cluster {
     fn caller(&self) -> Engine {
         Engine::builder()
             .shards(1)
-            .service(|_| Asker, |routes| routes.request_async(Asker::ask_all))
+            .service(|_| Asker, |routes| routes.request_async(Asker::ask_all).request_async(Asker::spread))
             .cluster(self.list("caller"))
             .start()
             .unwrap()
@@ -428,4 +440,22 @@ fn a_shard_without_work_sleeps_alone_and_in_a_cluster() {
         eventually("time passes", || begun.elapsed() > Duration::from_millis(200));
         assert!(turns() - before < 20_000, "{} turns in {:?}", turns() - before, begun.elapsed());
     }
+}
+
+#[test]
+fn a_broadcast_that_was_refused_somewhere_is_over_and_goes_nowhere_else() {
+    let cluster = Cluster::new("refused");
+    let nodes = cluster.all();
+    let caller = cluster.caller();
+    sees(&caller, NodeState::Up, 4);
+    let client = caller.client();
+    let route = Route::Node(NodeId::new("b").unwrap());
+    assert!(common::panicked(block_on(client.send(&Break {}).route(route).within(LONG))));
+    for _ in 0..20 {
+        let tally = block_on(client.send(&Spread {}).within(LONG)).expect("the broadcast ends");
+        // Its own node, where nobody listens, and those that do, of which one is out of use.
+        assert_eq!((tally.replies.to_native(), tally.from[0].to_native()), (3, 4));
+    }
+    assert_eq!(caller.stats().sum(|shard| shard.calls_moved), 0);
+    drop(nodes);
 }

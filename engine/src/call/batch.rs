@@ -220,9 +220,11 @@ where
         loop {
             let next = self.ctx.core().calls.borrow_mut().batch_again(batch);
             let Some(call) = next else { return };
+            // It may have been told twice that it can go, and be under way by now.
+            let waits = self.ctx.core().calls.borrow_mut().waiting(call);
+            let Some(deadline) = waits else { continue };
             let kept = self.kept.get_mut(call.slot() as usize).and_then(Option::take);
-            let deadline = self.ctx.core().calls.borrow_mut().waiting(call);
-            if let (Some((request, place)), Some(deadline)) = (kept, deadline) {
+            if let Some((request, place)) = kept {
                 self.attempt(request, deadline, Some(call), batch, place);
             }
         }

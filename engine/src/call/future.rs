@@ -80,7 +80,10 @@ impl<'a, R: Request> Call<'a, R> {
     #[inline(always)] // the outcome of a call on the same shard is taken apart where it is awaited
     fn attempt(&mut self, slot: Option<CallId>, cx: &mut TaskContext<'_>) -> Poll<<Self as Future>::Output> {
         let core = self.ctx.core();
-        let deadline = self.deadline.unwrap_or_else(|| self.ctx.deadline().min(core.now() + core.deadline));
+        // One that was under way before has its deadline already.
+        let begun = slot.and_then(|call| core.calls.borrow_mut().waiting(call));
+        let deadline =
+            begun.or(self.deadline).unwrap_or_else(|| self.ctx.deadline().min(core.now() + core.deadline));
         match core
             .attempt(self.request, self.manner, deadline, slot, |calls| calls.open_for(deadline, cx.waker()))
         {

@@ -22,7 +22,7 @@ use catga_discovery::{Node, NodeId, Refused, Target};
 
 use crate::call::table::LaneKey;
 use crate::lane::close::{CloseReason, Closed};
-use crate::limits::{DIAL_PATIENCE, LANES_PER_PEER, REDIAL_MAX, REDIAL_MIN};
+use crate::limits::{DIAL_PATIENCE, LANES_PER_PEER, REACH_AGAIN, REDIAL_MAX, REDIAL_MIN};
 use crate::time::Time;
 
 /// A call that waits, and its frame if it was archived by somebody else.
@@ -188,10 +188,8 @@ impl Peers {
     /// The peer that this node is; a new one, or the life of it that is newer.
     pub(super) fn meet(&mut self, node: &Arc<Node>) -> u32 {
         if let Some(place) = self.find(&node.id) {
-            if let Some(peer) = self.get_mut(place)
-                && node.incarnation >= peer.node.incarnation
-            {
-                peer.node = node.clone();
+            if self.get(place).is_some_and(|peer| node.incarnation > peer.node.incarnation) {
+                self.take_life(place, node);
             }
             return place;
         }
@@ -206,6 +204,37 @@ impl Peers {
         let place = put(&mut self.slots, peer);
         self.by_id.insert(node.id.clone(), place);
         place
+    }
+
+    /// This is the life of a node that there are lanes to.
+    pub(super) fn take_life(&mut self, peer: u32, node: &Arc<Node>) {
+        let moved = match self.get_mut(peer) {
+            Some(peer)
+                if peer.node.incarnation != node.incarnation || peer.node.endpoint != node.endpoint =>
+            {
+                peer.node = node.clone();
+                true
+            }
+            _ => false,
+        };
+        if moved {
+            self.forget_former_endpoints(node);
+        }
+    }
+
+    /// Nobody listens any more where a node was before.
+    fn forget_former_endpoints(&mut self, node: &Node) {
+        for place in &mut self.dials {
+            let former = |dial: &Dial| {
+                !dial.kept
+                    && dial.lane.is_none()
+                    && dial.target.id.as_ref() == Some(&node.id)
+                    && dial.target.endpoint != node.endpoint
+            };
+            if place.as_ref().is_some_and(former) {
+                *place = None;
+            }
+        }
     }
 
     /// Forgets peers that the view does not have and no lane leads to. Gives what waited for them.
@@ -245,9 +274,11 @@ impl Peers {
             }
         }
         for target in targets {
-            let known = self.dials.iter().flatten().any(|dial| dial.kept && dial.target == *target);
-            if !known {
-                put(&mut self.dials, Dial::new(target.clone(), 0, true));
+            match self.dials.iter_mut().flatten().find(|dial| dial.shard == 0 && dial.target == *target) {
+                Some(known) => known.kept = true,
+                None => {
+                    put(&mut self.dials, Dial::new(target.clone(), 0, true));
+                }
             }
         }
     }
@@ -313,7 +344,7 @@ impl Peers {
 
     /// Somebody else knows of a node that this view does not have up: those that should be there are looked for at once.
     pub(super) fn hurry(&mut self, now: Time) {
-        if now < self.hurried + REDIAL_MIN {
+        if now < self.hurried + REACH_AGAIN {
             return;
         }
         self.hurried = now;

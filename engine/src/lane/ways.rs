@@ -99,7 +99,13 @@ impl Lanes {
         }
         self.positions.clear();
         for (position, member) in (0u32..).zip(view.members()) {
-            let peer = (view.own() != Some(position)).then(|| self.peers.meet(&member.node));
+            let own = view.own() == Some(position);
+            // A life that is suspect says nothing against the one that there are lanes to.
+            let known = self.peers.find(&member.node.id).filter(|peer| {
+                let has_lanes = self.peers.get(*peer).is_some_and(|peer| !peer.lanes.is_empty());
+                member.state == NodeState::Suspect && has_lanes
+            });
+            let peer = (!own).then(|| known.unwrap_or_else(|| self.peers.meet(&member.node)));
             if let Some(known) = peer.and_then(|peer| self.peers.get_mut(peer)) {
                 known.in_view = true;
                 let (was_up, is_up) = (known.is_up, member.state == NodeState::Up);

@@ -210,14 +210,22 @@ impl Lanes {
         let (shard, dial) = (agreement.peer_shard, lane.dial);
         let peer = self.peers.meet(&node);
         let known = self.peers.get(peer).map_or(node.incarnation, |peer| peer.node.incarnation);
-        if node.incarnation < known {
+        let lives = self.peers.get(peer).is_some_and(|peer| !peer.lanes.is_empty());
+        if node.incarnation < known && lives {
             return self.turn_away(key, CloseReason::Superseded);
         }
+        // Without a lane to a later life there is none any more: the clock of that node was set back.
+        self.peers.take_life(peer, &node);
+        self.end_former_lives();
+        let of_this_life = |key: &LaneKey| {
+            let other = self.get(*key).and_then(|lane| lane.node.as_ref());
+            other.is_some_and(|other| other.incarnation == node.incarnation)
+        };
         let lanes = self.peers.get(peer).map_or(&[][..], |peer| &peer.lanes);
-        if lanes.iter().filter(|(at, _)| *at == shard).count() >= LANES_PER_SHARD_PAIR {
+        let same = lanes.iter().filter(|(at, key)| *at == shard && of_this_life(key)).count();
+        if same >= LANES_PER_SHARD_PAIR || self.open >= LANES_MAX {
             return self.turn_away(key, CloseReason::Surplus);
         }
-        self.end_former_lives();
         let _ = self.with(key, |lane| lane.is_open = true);
         self.open += 1;
         if let Some(dial) = dial {

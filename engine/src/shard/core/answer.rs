@@ -26,6 +26,12 @@ impl Core {
         {
             return;
         }
+        self.conclude(call, ending, fill);
+    }
+
+    /// Ends a call, whatever the ending: it goes nowhere else.
+    #[inline]
+    pub(crate) fn conclude(&self, call: CallId, ending: Ending, fill: impl FnOnce(&mut OwnedFrame)) {
         let woken = self.calls.borrow_mut().complete(call, ending, fill);
         match woken {
             Some((ending, wake)) => self.ended(ending, wake),

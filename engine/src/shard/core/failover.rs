@@ -86,7 +86,9 @@ impl Core {
             }
         };
         let request = self.calls.borrow_mut().set_out(call, ending, note);
-        self.counters.calls_moved.add(1);
+        if !matches!(next, Next::WithView) {
+            self.counters.calls_moved.add(1);
+        }
         let mut lanes = self.lanes.borrow_mut();
         match next {
             Next::WithView => {
