@@ -14,6 +14,8 @@ pub(crate) mod greeting;
 pub(crate) mod handshake;
 #[path = "../src/lane/key.rs"]
 pub(crate) mod key;
+#[path = "../src/lane/lag.rs"]
+pub(crate) mod lag;
 #[path = "../src/lane/model.rs"]
 pub(crate) mod model;
 #[path = "../src/lane/opening.rs"]
