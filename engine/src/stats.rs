@@ -159,7 +159,7 @@ counters! {
     rebuilt,
     /// Connections that ended because one side did not prove that it has the cluster's key; they are in `lanes_refused` too.
     lanes_unproven,
-    /// Calls that went on after an attempt that came to nothing: to another node, or to the right one.
+    /// Times a call went on after an attempt that came to nothing: to another node, or to look for the right one again.
     calls_moved,
     /// Calls that would have gone on, but had done so often enough, or there was no budget for it.
     moves_denied,

@@ -86,9 +86,7 @@ impl Core {
             }
         };
         let request = self.calls.borrow_mut().set_out(call, ending, note);
-        if !matches!(next, Next::WithView) {
-            self.counters.calls_moved.add(1);
-        }
+        self.counters.calls_moved.add(1);
         let mut lanes = self.lanes.borrow_mut();
         match next {
             Next::WithView => {
