@@ -135,7 +135,7 @@ impl Served {
     pub(crate) fn next(&mut self, except: Option<u32>, again: bool, standing: &impl Standing) -> Option<u32> {
         let last = &mut self.last[usize::from(again)];
         for _ in 0..self.nodes.len() {
-            *last = if *last + 1 < self.nodes.len() { *last + 1 } else { 0 };
+            *last = following(*last, self.nodes.len());
             let position = self.nodes[*last];
             if Some(position) != except && standing.is_usable(position) {
                 return Some(position);
@@ -149,7 +149,7 @@ impl Served {
     pub(crate) fn step<T>(&mut self, except: Option<u32>, way: impl FnOnce(u32) -> Option<T>) -> Option<T> {
         let mut at = self.last[0];
         for _ in 0..self.nodes.len() {
-            at = if at + 1 < self.nodes.len() { at + 1 } else { 0 };
+            at = following(at, self.nodes.len());
             if Some(self.nodes[at]) != except {
                 let found = way(self.nodes[at])?;
                 self.last[0] = at;
@@ -178,6 +178,12 @@ impl Served {
         let other = self.random(hash_u64(draw.wrapping_add(1)), standing)?;
         Some(if standing.load(other) < standing.load(one) { other } else { one })
     }
+}
+
+/// The next of so many places in a ring.
+#[inline]
+fn following(place: usize, count: usize) -> usize {
+    if place + 1 < count { place + 1 } else { 0 }
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Context {
 
     /// As [`send`](Self::send), but never waits for room: where a bound on the way is full (the ring or its credits, a
     /// lane, the queue of this shard) the call ends at once as [`NotSent::Full`](crate::NotSent::Full), or as
-    /// [`NotSent::NoHandler`](crate::NotSent::NoHandler) if the first connection to the nodes is still being made.
+    /// [`NotSent::OutOfReach`](crate::NotSent::OutOfReach) if a connection to the nodes is still being made.
     /// Counted in [`ShardStats::sends_full`](crate::ShardStats). It still waits for the answer.
     ///
     /// # Errors

@@ -6,14 +6,15 @@
 mod common;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Waker};
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{List, NotSent, Request, Unknown};
 use common::eventually;
+use common::log::Log;
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -161,34 +162,6 @@ fn a_call_from_outside_ends_in_time_though_its_shard_is_stuck() {
     eventually("the stall is counted", || engine.stats().sum(|shard| shard.stalls) == 1);
 }
 
-/// Keeps what is logged, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
-            }
-        }
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        self.0.lock().unwrap().push(text.0);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn the_log_names_the_message_that_holds_a_shard_up_while_it_does() {
     // Other tests of this file log too, but none under these names.
@@ -203,9 +176,7 @@ fn the_log_names_the_message_that_holds_a_shard_up_while_it_does() {
     }
     let log = Log::default();
     tracing::subscriber::set_global_default(log.clone()).unwrap();
-    let logged = |what: &str| {
-        log.0.lock().unwrap().iter().any(|line| line.contains("TakesAges") && line.contains(what))
-    };
+    let logged = |what: &str| log.find(|line| line.contains("TakesAges") && line.contains(what)).is_some();
     let gate = Arc::new(Gate::default());
     let own = gate.clone();
     let engine = Engine::builder()

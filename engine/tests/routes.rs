@@ -158,6 +158,11 @@ impl Cluster {
     }
 }
 
+/// That node and no other.
+fn at(id: &str) -> Route {
+    Route::Node(NodeId::new(id).unwrap())
+}
+
 /// Waits until an engine sees so many nodes, itself among them, in this state.
 fn sees(engine: &Engine, state: NodeState, count: usize) {
     let seen = || engine.nodes().iter().filter(|member| member.state == state).count();
@@ -230,7 +235,6 @@ fn a_named_node_is_the_only_one_asked() {
     let cluster = Cluster::new("named");
     let [a, b, c] = cluster.all();
     let client = a.client();
-    let at = |id: &str| Route::Node(NodeId::new(id).unwrap());
     for (number, id) in (0..).zip(NODES) {
         let counts = counts(10, || block_on(client.send(&Who {}).route(at(id)).within(LONG)));
         assert_eq!(counts, HashMap::from([(number, 10)]));
@@ -302,7 +306,6 @@ fn a_node_whose_handler_is_out_of_use_is_passed_over() {
     let caller = cluster.caller();
     sees(&caller, NodeState::Up, 4);
     let client = caller.client();
-    let at = |id: &str| Route::Node(NodeId::new(id).unwrap());
     let outcome = block_on(client.send(&Break {}).route(at("b")).within(LONG));
     assert!(common::panicked(outcome), "a failure does not move on: it ran");
     let counts = counts(60, || block_on(client.send(&Who {}).within(LONG)));
@@ -326,8 +329,7 @@ fn when_every_node_refuses_that_is_the_outcome_and_moving_on_has_an_end() {
     sees(&caller, NodeState::Up, 4);
     let client = caller.client();
     for id in NODES {
-        let route = Route::Node(NodeId::new(id).unwrap());
-        assert!(common::panicked(block_on(client.send(&Break {}).route(route).within(LONG))));
+        assert!(common::panicked(block_on(client.send(&Break {}).route(at(id)).within(LONG))));
     }
     let refused = |counter: fn(&catga::ShardStats) -> u64| {
         engines.iter().map(|engine| engine.stats().sum(counter)).sum::<u64>()
@@ -350,7 +352,6 @@ fn when_every_node_refuses_that_is_the_outcome_and_moving_on_has_an_end() {
 fn a_full_node_is_passed_over_by_its_own_callers_and_by_others() {
     let cluster = Cluster::new("full");
     let [a, b, c] = cluster.all();
-    let at = |id: &str| Route::Node(NodeId::new(id).unwrap());
     // Its one place is taken.
     let hanging = {
         let client = a.client();
@@ -412,8 +413,7 @@ fn the_calls_of_a_batch_move_on_as_any_other() {
     let tally = ask(3_000);
     assert_eq!((tally.replies.to_native(), tally.from.map(|from| from.to_native())), (3_000, [1_000; 3]));
     // A tenth of the calls may move on: what was earned by those is enough for a third of fewer.
-    let route = Route::Node(NodeId::new("b").unwrap());
-    assert!(common::panicked(block_on(client.send(&Break {}).route(route).within(LONG))));
+    assert!(common::panicked(block_on(client.send(&Break {}).route(at("b")).within(LONG))));
     let tally = ask(600);
     assert_eq!((tally.replies.to_native(), tally.from[1].to_native()), (600, 0));
     assert_eq!(caller.stats().sum(|shard| shard.calls_moved), 200);
@@ -449,8 +449,7 @@ fn a_broadcast_that_was_refused_somewhere_is_over_and_goes_nowhere_else() {
     let caller = cluster.caller();
     sees(&caller, NodeState::Up, 4);
     let client = caller.client();
-    let route = Route::Node(NodeId::new("b").unwrap());
-    assert!(common::panicked(block_on(client.send(&Break {}).route(route).within(LONG))));
+    assert!(common::panicked(block_on(client.send(&Break {}).route(at("b")).within(LONG))));
     for _ in 0..20 {
         let tally = block_on(client.send(&Spread {}).within(LONG)).expect("the broadcast ends");
         // Its own node, where nobody listens, and those that do, of which one is out of use.

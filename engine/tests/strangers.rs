@@ -7,13 +7,14 @@ mod common;
 mod wire;
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{List, NotSent};
 use catga_codec::{Header, Kind};
 use common::eventually;
+use common::log::Log;
 use pollster::block_on;
 use wire::{Peer, greeting, listening};
 
@@ -70,34 +71,6 @@ fn refused(node: &Engine) -> u64 {
     node.stats().sum(|shard| shard.lanes_refused)
 }
 
-/// Keeps what is logged, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
-            }
-        }
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        self.0.lock().unwrap().push(text.0);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 /// What all tests of this file log.
 fn log() -> Log {
     static LOG: OnceLock<Log> = OnceLock::new();
@@ -113,10 +86,8 @@ fn log() -> Log {
 fn line_about(peer: SocketAddr) -> String {
     let (log, mut found) = (log(), None);
     eventually("the log names the peer", || {
-        let lines = log.0.lock().unwrap();
-        let about =
-            |line: &&String| line.contains("a lane has ended") && line.contains(&format!("\"{peer}\""));
-        found = lines.iter().find(about).cloned();
+        let peer = format!("\"{peer}\"");
+        found = log.find(|line| line.contains("a lane has ended") && line.contains(&peer));
         found.is_some()
     });
     found.unwrap()
@@ -216,7 +187,7 @@ fn a_node_that_is_told_to_dial_itself_says_so_and_works() {
     // Anybody could say so: a node that is named is looked for on and on.
     eventually("it says so", || {
         let said = format!("no lane to c at 127.0.0.2:{port}");
-        log.0.lock().unwrap().iter().any(|line| line.contains(&said))
+        log.find(|line| line.contains(&said)).is_some()
     });
     assert_eq!(b.stats().sum(|shard| shard.lanes_opened), 0);
     assert_eq!(call(&b), Ok(()));

@@ -19,6 +19,7 @@ pub(crate) mod journey;
 #[cfg(test)]
 mod model;
 pub(crate) mod table;
+pub(crate) mod waiting;
 
 pub use batch::{Batch, Collected, Outcome};
 pub use future::Call;

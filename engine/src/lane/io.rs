@@ -12,10 +12,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, OwnedFrame};
 use catga_discovery::Node;
 
 use crate::call::table::LaneKey;
+use crate::call::waiting::Waiting;
 use crate::lane::buffer::ReceiveBuffer;
 use crate::lane::protocol::Lane;
 use crate::limits::CONNECT_TIMEOUT;
@@ -67,7 +67,7 @@ pub(crate) struct LaneIo {
     pub(super) refuses_some: bool,
     pub(super) cadence: Cadence,
     /// Calls that wait for room, in order.
-    pub(super) waiting: VecDeque<(CallId, Option<OwnedFrame>)>,
+    pub(super) waiting: VecDeque<Waiting>,
 }
 
 /// What came of a read.

@@ -21,10 +21,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catga_codec::{CallId, EncodeError, MessageId};
+use catga_codec::{EncodeError, MessageId};
 use catga_discovery::{Contact, Contacts, Node, NodeId, View};
 
 use crate::call::table::LaneKey;
+use crate::call::waiting::Waiting;
 use crate::choice::Served;
 use crate::error::Refusal;
 use crate::lane::buffer::ReceiveBuffer;
@@ -35,7 +36,7 @@ use crate::lane::handshake::Verdict;
 use crate::lane::io::{LaneIo, Read};
 use crate::lane::key::ClusterKey;
 use crate::lane::outcome::{Fate, SendError};
-use crate::lane::peers::{Missed, Peers, Waiting};
+use crate::lane::peers::{Missed, Peers};
 use crate::lane::protocol::Lane;
 use crate::runtime::World;
 use crate::shard::mesh::NoRoom;
@@ -355,7 +356,6 @@ impl Lanes {
 
     /// A lane has ended: nothing leads over it any more.
     fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) {
-        self.stats.ended(closed);
         self.closing.push(key);
         let Some(lane) = self.get(key) else { return };
         let (was_open, dial) = (lane.is_open, lane.dial);
@@ -506,14 +506,6 @@ impl Lanes {
         let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
         super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }
     }
-}
-
-/// Puts a waiting call behind the others. Those that have ended meanwhile go first when the list would grow.
-pub(super) fn enqueue(list: &mut VecDeque<Waiting>, waiting: Waiting, live: impl Fn(CallId) -> bool) {
-    if list.len() == list.capacity() {
-        list.retain(|(call, _)| live(*call));
-    }
-    list.push_back(waiting);
 }
 
 fn no_room(error: SendError) -> NoRoom {

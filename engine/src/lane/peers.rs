@@ -16,17 +16,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use catga_codec::OwnedFrame;
 use catga_codec::hash::hash_u64;
-use catga_codec::{CallId, OwnedFrame};
 use catga_discovery::{Node, NodeId, Refused, Target};
 
 use crate::call::table::LaneKey;
+use crate::call::waiting::Waiting;
 use crate::lane::close::{CloseReason, Closed};
 use crate::limits::{DIAL_PATIENCE, LANES_PER_PEER, REACH_AGAIN, REDIAL_MAX, REDIAL_MIN};
 use crate::time::Time;
-
-/// A call that waits, and its frame if it was archived by somebody else.
-pub(crate) type Waiting = (CallId, Option<OwnedFrame>);
 
 /// A node that this shard has to do with.
 pub(super) struct Peer {

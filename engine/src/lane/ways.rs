@@ -12,11 +12,11 @@ use catga_discovery::{NodeState, Target, View, owner};
 
 use crate::call::journey::{Journey, Spot};
 use crate::call::table::LaneKey;
+use crate::call::waiting::{Waiting, enqueue};
 use crate::choice::{Choice, Served, Standing};
 use crate::error::NotSent;
 use crate::lane::handshake::Verdict;
-use crate::lane::lanes::{Lanes, enqueue};
-use crate::lane::peers::Waiting;
+use crate::lane::lanes::Lanes;
 use crate::limits::{REACH_AGAIN, RESOLVE_AGAIN};
 use crate::route::part_of;
 use crate::time::Time;
@@ -186,17 +186,15 @@ impl Lanes {
         }
         self.prepare(ask.index, contract);
         let Some(mut served) = self.served[ask.index as usize].take() else { return Chosen::Later };
-        let draw = match ask.choice {
-            Choice::Random | Choice::LeastLoaded => hash_u64(self.draws.wrapping_add(1)),
-            _ => self.draws,
-        };
-        self.draws = draw;
+        if matches!(ask.choice, Choice::Random | Choice::LeastLoaded) {
+            self.draws = hash_u64(self.draws.wrapping_add(1));
+        }
         let own = self.view.own();
         let (again, here) = (journey.is_some(), Here { lanes: self, own_serves, journey, now });
         let position = match ask.choice {
             Choice::RoundRobin => served.next(None, again, &here),
-            Choice::Random => served.random(draw, &here),
-            Choice::LeastLoaded => served.least_loaded(draw, &here),
+            Choice::Random => served.random(self.draws, &here),
+            Choice::LeastLoaded => served.least_loaded(self.draws, &here),
             Choice::Owner | Choice::Usual => {
                 owner(&self.view, ask.id, ask.key).filter(|owner| served.contains(*owner))
             }

@@ -367,8 +367,7 @@ impl Core {
         self.counters.sends_full.add(1);
         match destination {
             // Before the first lane is up nothing is full: there is nobody yet.
-            Destination::Later => NotSent::NoHandler,
-            Destination::Opening(_) => NotSent::OutOfReach,
+            Destination::Later | Destination::Opening(_) => NotSent::OutOfReach,
             _ => NotSent::Full,
         }
     }

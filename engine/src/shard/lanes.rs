@@ -210,8 +210,7 @@ impl Core {
                     return;
                 }
                 let deadline = now.after_micros(header.remaining_us.saturating_sub(late_us));
-                let away = self.turns_away(lane, &header, now);
-                if let Some(refusal) = away {
+                if let Some(refusal) = self.turns_away(lane, &header, now) {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
                     self.serve(&header, Incoming::Foreign(frame), ctx, &mut to, deadline);
@@ -250,15 +249,21 @@ impl Core {
     /// Why a request of another node is turned away before it is looked at, if it is.
     #[inline]
     fn turns_away(&self, lane: LaneKey, header: &Header, now: Time) -> Option<Refusal> {
-        if self.has_left(now) {
-            return Some(Refusal::Stopping);
-        }
-        let lanes = self.lanes.borrow();
-        let refusal = lanes.turns_away(lane, header.message);
-        if refusal.is_none() && header.flags.contains(Flags::KEYED) && !lanes.owns(header) {
+        let refusal = self.turns_away_all(lane, header, now);
+        if refusal.is_none() && header.flags.contains(Flags::KEYED) && !self.lanes.borrow().owns(header) {
             return Some(Refusal::WrongOwner);
         }
         refusal
+    }
+
+    /// The same for a message that has no owner among the nodes.
+    #[inline]
+    fn turns_away_all(&self, lane: LaneKey, header: &Header, now: Time) -> Option<Refusal> {
+        // Peers may go on sending after they were told that this node leaves: it would never drain.
+        if self.is_stopping() && now >= self.leaves_at() {
+            return Some(Refusal::Stopping);
+        }
+        self.lanes.borrow().turns_away(lane, header.message)
     }
 
     /// Whether an idempotent request has not come before; then it is answered by way of the window. One that comes again gets
@@ -305,24 +310,12 @@ impl Core {
         });
     }
 
-    /// Whether peers are served no more. They may go on sending after they were told that this node leaves: it would never
-    /// drain.
-    #[inline]
-    fn has_left(&self, now: Time) -> bool {
-        self.is_stopping() && now >= self.leaves_at()
-    }
-
     /// Another node's broadcast: it goes to all listeners of this node, and this lane gets the one answer.
     #[cold]
     fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, late_us: u32, now: Time) {
         let header = frame.header();
         let mut to = ReplyTo::Lane { lane, call: header.call };
-        let away = if self.has_left(now) {
-            Some(Refusal::Stopping)
-        } else {
-            self.lanes.borrow().turns_away(lane, header.message)
-        };
-        if let Some(refusal) = away {
+        if let Some(refusal) = self.turns_away_all(lane, &header, now) {
             return self.refuse(&mut to, refusal);
         }
         let mut copy = pool::take();

@@ -34,6 +34,7 @@ use catga_codec::{
 };
 use crossbeam_queue::ArrayQueue;
 
+use crate::call::waiting::{Waiting, enqueue};
 use crate::limits::{
     REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD,
 };
@@ -67,7 +68,7 @@ pub(crate) struct Outgoing {
     credits: u32,
     credits_max: u32,
     /// Calls that wait for room, in order. A forwarded one has its frame with it.
-    waiting: VecDeque<(CallId, Option<OwnedFrame>)>,
+    waiting: VecDeque<Waiting>,
     doorbell: Arc<Doorbell<EventFd>>,
 }
 
@@ -291,14 +292,11 @@ impl Outgoing {
 
     /// Puts a call at the end of those that wait. `live` says which of them are still open.
     pub(crate) fn wait(&mut self, call: CallId, frame: Option<OwnedFrame>, live: impl Fn(CallId) -> bool) {
-        if self.waiting.len() == self.waiting.capacity() {
-            self.waiting.retain(|(call, _)| live(*call));
-        }
-        self.waiting.push_back((call, frame));
+        enqueue(&mut self.waiting, (call, frame), live);
     }
 
     /// The call that has waited longest, if there is room for it now.
-    pub(crate) fn grant(&mut self) -> Option<(CallId, Option<OwnedFrame>)> {
+    pub(crate) fn grant(&mut self) -> Option<Waiting> {
         if self.credits == 0 || !self.requests.has_room(FRAME_INLINE_BYTES) {
             return None;
         }

@@ -3,11 +3,11 @@
 use catga_codec::limits::HEADER_BYTES;
 use catga_codec::{CallId, EncodeError, Header, Kind, Message, OwnedFrame};
 
-use super::{Lanes, enqueue, no_room};
+use super::{Lanes, no_room};
 
 use crate::call::table::LaneKey;
+use crate::call::waiting::{Waiting, enqueue};
 use crate::lane::outcome::SendError;
-use crate::lane::peers::Waiting;
 use crate::shard::mesh::NoRoom;
 
 impl Lanes {

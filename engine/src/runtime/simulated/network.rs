@@ -67,6 +67,20 @@ impl Weather {
             turns_away: 0,
         }
     }
+
+    /// Drawn by chance, for storms; nobody is turned away. So many of a thousand of them move a few bytes at a time.
+    pub(crate) fn drawn(rng: &mut Rng, grainy: u64) -> Self {
+        let delay_min = rng.time(Duration::ZERO, Duration::from_micros(300));
+        Self {
+            delay_min,
+            delay_max: delay_min + rng.time(Duration::ZERO, Duration::from_millis(3)),
+            window: rng.between(512, 64 * 1024) as usize,
+            grain: if rng.chance(grainy) { rng.between(1, 400) as usize } else { usize::MAX },
+            refuses: if rng.chance(300) { 500 } else { 0 },
+            ignores: if rng.chance(200) { 300 } else { 0 },
+            turns_away: 0,
+        }
+    }
 }
 
 /// Bytes on their way to one end.

@@ -115,16 +115,9 @@ impl Pair {
     }
 
     fn weather(&mut self) -> Weather {
-        let delay_min = self.rng.time(Duration::ZERO, Duration::from_micros(300));
-        Weather {
-            delay_min,
-            delay_max: delay_min + self.rng.time(Duration::ZERO, ms(3)),
-            window: self.rng.between(512, 64 * 1024) as usize,
-            grain: if self.rng.chance(300) { self.rng.between(1, 400) as usize } else { usize::MAX },
-            refuses: if self.rng.chance(300) { 500 } else { 0 },
-            ignores: if self.rng.chance(200) { 300 } else { 0 },
-            turns_away: if self.rng.chance(200) { 400 } else { 0 },
-        }
+        let weather = Weather::drawn(&mut self.rng, 300);
+        let turns_away = if self.rng.chance(200) { 400 } else { 0 };
+        Weather { turns_away, ..weather }
     }
 
     /// Someone outside calls node `a`, which makes calls of its own, or passes the call on.

@@ -116,16 +116,7 @@ impl Cluster {
     }
 
     fn weather(&mut self) -> Weather {
-        let delay_min = self.rng.time(Duration::ZERO, Duration::from_micros(300));
-        Weather {
-            delay_min,
-            delay_max: delay_min + self.rng.time(Duration::ZERO, ms(3)),
-            window: self.rng.between(512, 64 * 1024) as usize,
-            grain: if self.rng.chance(200) { self.rng.between(1, 400) as usize } else { usize::MAX },
-            refuses: if self.rng.chance(300) { 500 } else { 0 },
-            turns_away: 30,
-            ignores: if self.rng.chance(200) { 300 } else { 0 },
-        }
+        Weather { turns_away: 30, ..Weather::drawn(&mut self.rng, 200) }
     }
 
     /// Somebody in the process of each of a few nodes calls.
