@@ -1,58 +1,64 @@
 //! Foreign calls in flight: where the answer is put, and what happens if nobody answers in time.
 //!
-//! The caller and the shard share a [`Completion`]. The shard's side of it is a [`Promise`], which travels with the
-//! request and cannot be lost: dropping it is an answer too. Each side says once that it has done with the call, by a bit
-//! in `state`; whoever comes second puts the completion back for the next call.
+//! Each call has a block ([`handover`](crate::ring::handover)) that goes to the shard with the request and comes back with the
+//! answer. The shard's side of it is a [`Promise`], which cannot be lost: dropping it is an answer too.
 //!
-//! ```text
-//!            TAKEN      the shard has taken the request: from here on it may have run
-//!            ANSWERED   the promise is kept, or dropped: the answer is in its cell
-//!            GIVEN_UP   the caller does not wait any more: its deadline came, or the future was dropped
-//!            EXPIRED    the watchdog has seen the deadline pass, and has woken the caller
-//! ```
-//!
-//! `TAKEN` and `GIVEN_UP` decide between themselves, by the order in which they were set, whether a call that was given up
-//! ran: a request that is taken out of the inbox after its call was given up goes nowhere.
-//!
-//! A shard can be stuck, so deadlines of foreign calls are kept by the watchdog's thread: it looks through all
-//! completions when the earliest deadline has come. Completions are made as load asks for them, and kept.
+//! A shard can be stuck, so deadlines of foreign calls are kept by the watchdog's thread: it looks through all blocks of
+//! its engine when the earliest deadline has come. Blocks are made as load asks for them, and kept: a caller gets the one that
+//! was put back last, which its core still has. When the engine has gone, those of the process that come after use them.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::RefCell;
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::Waker;
 use std::thread::Thread;
 use std::time::Duration;
 
-use atomic_waker::AtomicWaker;
 use catga_codec::{Contract, OwnedFrame};
-use catga_discovery::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-use crossbeam_queue::ArrayQueue;
-use crossbeam_utils::CachePadded;
-use crossbeam_utils::atomic::AtomicCell;
+use catga_discovery::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use crossbeam_queue::SegQueue;
 
 use crate::broadcast::Line;
 use crate::call::table::Ending;
 use crate::choice::Choice;
 use crate::error::{NotSent, Unknown};
 use crate::limits::CLIENT_CALLS_MAX;
+use crate::ring::handover::pile::Pile;
+use crate::ring::handover::{self, Fulfilled, guarded};
 use crate::time::Time;
-
-const TAKEN: u8 = 1;
-const GIVEN_UP: u8 = 2;
-const ANSWERED: u8 = 4;
-const EXPIRED: u8 = 8;
 
 /// A deadline that is missed by less is no reason to wake the watchdog early.
 const LATE_MAX: Duration = Duration::from_millis(5);
 
+/// A block for a call. All may see its deadline, in nanoseconds, for the watchdog: `NEVER` if it need not look.
+type Block = handover::Block<AtomicU64, Parcel>;
+/// One that serves no call.
+pub(crate) type Spare = handover::Spare<AtomicU64, Parcel>;
+/// The caller's side of a call.
+pub(crate) type Wait = handover::Wait<AtomicU64, Parcel>;
+/// What became of a call that its caller gave up.
+pub(crate) type GivenUp = handover::GivenUp<AtomicU64, Parcel>;
+
+/// Blocks of engines that have gone.
+static LEFT_BEHIND: SegQueue<Spare> = SegQueue::new();
+
 /// What travels: the request on the way there, the answer on the way back.
 #[derive(Debug)]
 pub(crate) struct Parcel {
-    pub(crate) ending: Ending,
     pub(crate) frame: Option<OwnedFrame>,
-    /// The answer to a broadcast.
-    pub(crate) lines: Option<Box<[Line]>>,
-    terms: Terms,
+    pub(crate) ending: Ending,
+    terms: Option<Terms>,
+    report: Option<Box<Report>>,
+    home: Weak<Completions>,
 }
+
+/// The answer to a broadcast; in a box, because few calls are one.
+#[derive(Debug)]
+struct Report {
+    lines: Box<[Line]>,
+}
+
+// A block is a pair of lines.
+const _: () = assert!(size_of::<Block>() == 128);
 
 /// On what terms a request was sent.
 #[derive(Clone, Copy, Debug)]
@@ -67,173 +73,138 @@ pub(crate) struct Terms {
 }
 
 impl Parcel {
-    /// A request that has not been sent.
-    pub(crate) fn new(frame: OwnedFrame, terms: Terms) -> Self {
-        Self { ending: Ending::NotSent(NotSent::Stopping), frame: Some(frame), lines: None, terms }
-    }
-}
-
-/// Where the answer to one foreign call is put.
-pub(crate) struct Completion {
-    state: AtomicU8,
-    /// Nanoseconds, for the watchdog; `NEVER` if it need not look.
-    deadline: AtomicU64,
-    answer: AtomicCell<Option<Box<Parcel>>>,
-    waker: AtomicWaker,
-    home: Weak<Completions>,
-}
-
-impl std::fmt::Debug for Completion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Completion").field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-/// What became of a call that its caller gave up.
-#[derive(Debug)]
-pub(crate) enum GivenUp {
-    /// It had been answered just before.
-    Answered(Box<Parcel>),
-    /// Nobody had taken the request, and nobody will.
-    Unsent,
-    /// The request may run, or have run.
-    Taken,
-}
-
-impl Completion {
-    /// The answer, if it is there. The caller then gives both back by [`Completions::close`].
-    #[inline]
-    pub(crate) fn take_answer(&self) -> Option<Box<Parcel>> {
-        // Acquire: pairs with the AcqRel in `Promise::deliver`, which has put the answer there before. The bit and not the
-        // cell is asked, because the promise lets go of the completion with the bit.
-        if self.state.load(Ordering::Acquire) & ANSWERED == 0 {
-            return None;
-        }
-        self.answer.take()
-    }
-
-    /// Notes whom to wake. Look for an answer, and whether the call has expired, afterwards.
-    pub(crate) fn register(&self, waker: &std::task::Waker) {
-        self.waker.register(waker);
-    }
-
-    /// Whether the watchdog has found the deadline passed. It may have meant the call before; then the bit is cleared by
-    /// [`not_expired`](Self::not_expired).
-    pub(crate) fn is_expired(&self) -> bool {
-        self.state.load(Ordering::Acquire) & EXPIRED != 0 // pairs with the AcqRel in `expire`
-    }
-
-    pub(crate) fn not_expired(&self) {
-        self.state.fetch_and(!EXPIRED, Ordering::AcqRel); // as `is_expired`
-    }
-
-    /// The caller waits no longer. After `Answered` it closes the completion; otherwise the promise does that.
-    pub(crate) fn give_up(&self) -> GivenUp {
-        // Relaxed: only a hint that spares the watchdog a look.
-        self.deadline.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
-        // AcqRel: pairs with the ones in `Promise::take_request` and `deliver`; their order decides.
-        let before = self.state.fetch_or(GIVEN_UP, Ordering::AcqRel);
-        if before & ANSWERED != 0
-            && let Some(parcel) = self.answer.take()
-        {
-            return GivenUp::Answered(parcel);
-        }
-        if before & TAKEN != 0 { GivenUp::Taken } else { GivenUp::Unsent }
-    }
-
-    /// Tells the caller to look at the clock.
-    fn expire(&self) {
-        self.state.fetch_or(EXPIRED, Ordering::AcqRel); // pairs with `is_expired`
-        self.wake();
-    }
-
-    fn wake(&self) {
-        guarded(|| self.waker.wake());
-    }
-
-    fn is_given_up(&self) -> bool {
-        self.state.load(Ordering::Acquire) & GIVEN_UP != 0 // pairs with the AcqRel in `give_up`
-    }
-}
-
-/// Wakes a foreign caller. Its waker is somebody else's code: a panic in it ends neither a shard nor the watchdog.
-pub(crate) fn guarded(wake: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(wake)).is_err() {
-        tracing::error!("the waker of a caller panicked");
+    /// The answer: how the call ended, the frame and a broadcast's lines.
+    pub(crate) fn take_answer(&mut self) -> (Ending, Option<OwnedFrame>, Option<Box<[Line]>>) {
+        (self.ending, self.frame.take(), self.report.take().map(|report| report.lines))
     }
 }
 
 /// The duty to answer a foreign call. Dropping it is an answer too.
 #[derive(Debug)]
 pub(crate) struct Promise {
-    parcel: Option<Box<Parcel>>,
-    completion: Arc<CachePadded<Completion>>,
+    duty: Option<handover::Duty<AtomicU64, Parcel>>,
 }
 
 impl Promise {
     /// Takes the request out, if somebody still waits for the answer. From here on a lost promise means that the handler
     /// may have run.
+    #[inline]
     pub(crate) fn take_request(&mut self) -> Option<(OwnedFrame, Terms)> {
-        // AcqRel: pairs with the one in `Completion::give_up`; their order decides whether the request runs.
-        if self.completion.state.fetch_or(TAKEN, Ordering::AcqRel) & GIVEN_UP != 0 {
+        let duty = self.duty.as_mut()?;
+        if !duty.take() {
             return None;
         }
-        let parcel = self.parcel.as_mut()?;
+        let parcel = duty.content();
         parcel.ending = Ending::Unknown(Unknown::Stopped);
-        Some((parcel.frame.take()?, parcel.terms))
+        Some((parcel.frame.take()?, parcel.terms.take()?))
     }
 
     /// Whether nobody waits for the answer any more.
     pub(crate) fn is_given_up(&self) -> bool {
-        self.completion.is_given_up()
+        self.duty.as_ref().is_some_and(handover::Duty::is_given_up)
     }
 
-    /// Answers.
-    pub(crate) fn keep(mut self, ending: Ending, frame: Option<OwnedFrame>) {
-        if let Some(parcel) = self.parcel.as_mut() {
-            parcel.ending = ending;
-            parcel.frame = frame;
-        }
-        self.deliver();
+    /// Answers. Whoever this gives back is to be woken, when it suits.
+    #[inline]
+    #[must_use = "somebody may be waiting"]
+    pub(crate) fn keep(mut self, ending: Ending, frame: Option<OwnedFrame>) -> Option<Waker> {
+        self.answer(|parcel| (parcel.ending, parcel.frame) = (ending, frame))
     }
 
-    /// Answers a broadcast.
-    pub(crate) fn report(mut self, ending: Ending, lines: Box<[Line]>) {
-        if let Some(parcel) = self.parcel.as_mut() {
-            parcel.ending = ending;
-            parcel.lines = Some(lines);
-        }
-        self.deliver();
+    /// Answers a broadcast; otherwise as [`keep`](Self::keep).
+    #[must_use = "somebody may be waiting"]
+    pub(crate) fn report(mut self, ending: Ending, lines: Box<[Line]>) -> Option<Waker> {
+        self.answer(|parcel| (parcel.ending, parcel.report) = (ending, Some(Box::new(Report { lines }))))
     }
 
-    fn deliver(&mut self) {
-        let Some(parcel) = self.parcel.take() else { return };
-        let completion = &self.completion;
-        completion.answer.store(Some(parcel));
-        // AcqRel: pairs with the loads and read-modify-writes of the caller's side.
-        if completion.state.fetch_or(ANSWERED, Ordering::AcqRel) & GIVEN_UP == 0 {
-            // The completion may serve another call already: then that one looks around once in vain.
-            completion.wake();
-        } else if let Some(parcel) = completion.answer.take()
-            && let Some(home) = completion.home.upgrade()
-        {
-            home.close(parcel, self.completion.clone());
+    #[inline]
+    fn answer(&mut self, write: impl FnOnce(&mut Parcel)) -> Option<Waker> {
+        let mut duty = self.duty.take()?;
+        write(duty.content());
+        match duty.fulfil() {
+            Fulfilled::For(waker) => waker,
+            Fulfilled::InVain(spare) => {
+                put_back(spare);
+                None
+            }
         }
     }
 }
 
 impl Drop for Promise {
+    #[inline]
     fn drop(&mut self) {
-        self.deliver();
+        if let Some(waker) = self.answer(|_| ()) {
+            guarded(|| waker.wake());
+        }
     }
+}
+
+/// Callers whose answers are there, and who are woken a batch at a time: while a shard answers, a caller that runs already
+/// would read the lines that it is about to write.
+#[derive(Debug, Default)]
+pub(crate) struct Callers(RefCell<Vec<Waker>>);
+
+/// A larger batch makes the first of them wait, and gains nothing more.
+const CALLERS_MAX: usize = 32;
+
+impl Callers {
+    #[inline]
+    pub(crate) fn add(&self, waker: Option<Waker>) {
+        let mut callers = self.0.borrow_mut();
+        callers.extend(waker);
+        if callers.len() >= CALLERS_MAX {
+            drop(callers);
+            self.wake();
+        }
+    }
+
+    #[inline]
+    pub(crate) fn wake(&self) {
+        if !self.0.borrow().is_empty() {
+            self.wake_some();
+        }
+    }
+
+    fn wake_some(&self) {
+        loop {
+            // Not borrowed meanwhile: a waker is somebody else's code.
+            let mut callers = self.0.take();
+            for waker in callers.drain(..) {
+                guarded(|| waker.wake());
+            }
+            let mut place = self.0.borrow_mut();
+            if place.is_empty() {
+                *place = callers; // for its memory
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+/// Nobody waits for what is in it.
+#[cold]
+fn put_back(mut spare: Spare) {
+    match spare.content().home.upgrade() {
+        Some(home) => home.close(spare),
+        None => LEFT_BEHIND.push(spare),
+    }
+}
+
+fn new_block() -> Spare {
+    let (ending, deadline) = (Ending::NotSent(NotSent::Stopping), AtomicU64::new(Time::NEVER.as_nanos()));
+    Spare::new(deadline, Parcel { frame: None, ending, terms: None, report: None, home: Weak::new() })
 }
 
 /// All foreign calls of an engine.
 pub(crate) struct Completions {
-    /// Those that were made, up to `count`; each place is filled once, by who drew its number.
-    made: Box<[OnceLock<Arc<CachePadded<Completion>>>]>,
-    count: AtomicUsize,
-    idle: ArrayQueue<(Box<Parcel>, Arc<CachePadded<Completion>>)>,
+    blocks: Pile<AtomicU64, Parcel>,
     /// No call in flight has a deadline before this: nanoseconds.
     earliest: AtomicU64,
     /// When the watchdog looks next: nanoseconds.
@@ -245,16 +216,14 @@ pub(crate) struct Completions {
 
 impl std::fmt::Debug for Completions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Completions").field("made", &self.count).finish_non_exhaustive()
+        f.debug_struct("Completions").field("made", &self.blocks.count()).finish_non_exhaustive()
     }
 }
 
 impl Completions {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            made: (0..CLIENT_CALLS_MAX).map(|_| OnceLock::new()).collect(),
-            count: AtomicUsize::new(0),
-            idle: ArrayQueue::new(CLIENT_CALLS_MAX),
+            blocks: Pile::new(CLIENT_CALLS_MAX as u32),
             earliest: AtomicU64::new(Time::NEVER.as_nanos()),
             planned: AtomicU64::new(Time::NEVER.as_nanos()),
             watchdog: OnceLock::new(),
@@ -262,53 +231,47 @@ impl Completions {
         })
     }
 
-    /// A call with this request, whose caller is woken at `deadline`; none if as many are in flight as may be.
+    /// A block for a call of who has this waker; none if as many are in flight as may be.
     #[inline]
-    pub(crate) fn open(
-        self: &Arc<Self>,
-        request: Parcel,
-        deadline: Time,
-    ) -> Option<(Promise, Arc<CachePadded<Completion>>)> {
-        let (parcel, completion) = match self.idle.pop() {
-            Some((mut parcel, completion)) => {
-                *parcel = request;
-                (parcel, completion)
-            }
-            None => (Box::new(request), self.make()?),
-        };
-        // Relaxed: `watch` comes later, with a fence.
-        completion.deadline.store(deadline.as_nanos(), Ordering::Relaxed);
-        Some((Promise { parcel: Some(parcel), completion: completion.clone() }, completion))
+    pub(crate) fn spare(self: &Arc<Self>, waker: &Waker) -> Option<Spare> {
+        let mut spare = self.blocks.pop().or_else(|| self.one_more())?;
+        spare.will_wake(waker);
+        Some(spare)
     }
 
     #[cold]
-    fn make(self: &Arc<Self>) -> Option<Arc<CachePadded<Completion>>> {
-        // A ticket: partners with the Acquire in `all`.
-        let place = self.count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| {
-            (count < self.made.len()).then_some(count + 1)
-        });
-        let completion = Arc::new(CachePadded::new(Completion {
-            state: AtomicU8::new(0),
-            deadline: AtomicU64::new(Time::NEVER.as_nanos()),
-            answer: AtomicCell::new(None),
-            waker: AtomicWaker::new(),
-            home: Arc::downgrade(self),
-        }));
-        Some(self.made[place.ok()?].get_or_init(|| completion).clone())
+    fn one_more(self: &Arc<Self>) -> Option<Spare> {
+        let mut spare = self.blocks.adopt(|| LEFT_BEHIND.pop().unwrap_or_else(new_block))?;
+        spare.content().home = Arc::downgrade(self);
+        Some(spare)
     }
 
-    /// Puts a completion back that both sides have done with.
-    pub(crate) fn close(&self, mut parcel: Box<Parcel>, completion: Arc<CachePadded<Completion>>) {
+    /// Begins a call with this request. Its caller is woken by the answer, and at `deadline`.
+    #[inline]
+    pub(crate) fn open(mut spare: Spare, frame: OwnedFrame, terms: Terms, deadline: Time) -> (Promise, Wait) {
+        // Relaxed: `watch` comes later, with a fence.
+        spare.block().shared().store(deadline.as_nanos(), Ordering::Relaxed);
+        let parcel = spare.content();
+        parcel.frame = Some(frame);
+        parcel.ending = Ending::NotSent(NotSent::Stopping);
+        parcel.terms = Some(terms);
+        let (duty, wait) = spare.open();
+        (Promise { duty: Some(duty) }, wait)
+    }
+
+    /// Puts a block back that both sides have done with.
+    #[inline]
+    pub(crate) fn close(&self, mut spare: Spare) {
+        let parcel = spare.content();
         if let Some(frame) = parcel.frame.take() {
             crate::pool::give(frame);
         }
-        parcel.lines = None;
-        // Relaxed: the queue synchronises with whoever opens it next, and a hint to the watchdog needs no order.
-        completion.deadline.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
-        completion.state.store(0, Ordering::Relaxed);
-        // There are never more completions than the queue has places.
-        let pushed = self.idle.push((parcel, completion));
-        debug_assert!(pushed.is_ok(), "a completion was put back twice");
+        parcel.report = None;
+        // Relaxed: a hint that spares the watchdog a look.
+        spare.block().shared().store(Time::NEVER.as_nanos(), Ordering::Relaxed);
+        if let Err(stranger) = self.blocks.push(spare) {
+            LEFT_BEHIND.push(stranger);
+        }
     }
 
     /// Sees to it that the watchdog looks when this deadline has come. Behind a SeqCst fence after [`open`](Self::open), such
@@ -319,6 +282,12 @@ impl Completions {
         if deadline.as_nanos() < self.earliest.load(Ordering::Relaxed) {
             self.hurry(deadline);
         }
+    }
+
+    /// The caller of this call waits no longer.
+    pub(crate) fn watch_no_longer(&self, call: &Wait) {
+        // Relaxed: a hint that spares the watchdog a look.
+        call.block().shared().store(Time::NEVER.as_nanos(), Ordering::Relaxed);
     }
 
     #[cold]
@@ -340,16 +309,17 @@ impl Completions {
         self.earliest.store(Time::NEVER.as_nanos(), Ordering::Relaxed);
         fence(Ordering::SeqCst); // pairs with the one before `watch`
         let mut earliest = Time::NEVER.as_nanos();
-        for completion in self.all() {
-            let deadline = completion.deadline.load(Ordering::Relaxed);
+        for block in self.blocks.all() {
+            let deadline = block.shared().load(Ordering::Relaxed);
+            let never = Time::NEVER.as_nanos();
             if deadline > now.as_nanos() {
                 earliest = earliest.min(deadline);
-            } else if completion
-                .deadline
-                .compare_exchange(deadline, Time::NEVER.as_nanos(), Ordering::Relaxed, Ordering::Relaxed)
+            } else if block
+                .shared()
+                .compare_exchange(deadline, never, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
             {
-                completion.expire();
+                block.expire();
             }
         }
         self.earliest.fetch_min(earliest, Ordering::SeqCst);
@@ -358,17 +328,11 @@ impl Completions {
     /// The engine has stopped. Calls that are still open were taken by a shard whose handler does not return: their callers
     /// are told, because nobody else will.
     pub(crate) fn abandon(&self) {
-        // Release: pairs with the Acquire in `are_abandoned`; the bits below come after it.
+        // Release: pairs with the Acquire in `are_abandoned`. The fence pairs with the one of a push: either that call is found
+        // here, or its caller sees what was stored.
         self.abandoned.store(true, Ordering::Release);
-        for completion in self.all() {
-            completion.expire();
-        }
-    }
-
-    /// All that were made so far.
-    fn all(&self) -> impl Iterator<Item = &Arc<CachePadded<Completion>>> {
-        // Acquire: pairs with the AcqRel in `make`.
-        self.made[..self.count.load(Ordering::Acquire)].iter().filter_map(OnceLock::get)
+        fence(Ordering::SeqCst);
+        self.blocks.all().for_each(Block::expire);
     }
 
     pub(crate) fn are_abandoned(&self) -> bool {
@@ -395,5 +359,78 @@ impl Completions {
     pub(crate) fn watched_by(&self, watchdog: Thread) {
         let first = self.watchdog.set(watchdog).is_ok();
         debug_assert!(first, "an engine has one watchdog");
+    }
+}
+
+impl Drop for Completions {
+    fn drop(&mut self) {
+        // Those that still serve a call are put back by its promise.
+        while let Some(mut spare) = self.blocks.pop() {
+            spare.content().home = Weak::new();
+            LEFT_BEHIND.push(spare);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::task::Wake;
+
+    use super::*;
+
+    /// Writes down that it was woken.
+    struct Woken(usize, Arc<Mutex<Vec<usize>>>);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().unwrap().push(self.0);
+        }
+    }
+
+    #[test]
+    fn callers_are_woken_in_the_order_of_their_answers_a_batch_at_a_time_and_nobody_is_forgotten() {
+        let woken = Arc::new(Mutex::new(Vec::new()));
+        let count = || woken.lock().unwrap().len();
+        let callers = Callers::default();
+        let add = |n| callers.add(Some(Waker::from(Arc::new(Woken(n, woken.clone())))));
+        (0..CALLERS_MAX - 1).for_each(add);
+        callers.add(None);
+        assert_eq!(count(), 0);
+        add(CALLERS_MAX - 1);
+        assert_eq!(count(), CALLERS_MAX, "no batch is larger");
+        add(CALLERS_MAX);
+        callers.wake();
+        assert_eq!(count(), CALLERS_MAX + 1);
+        add(CALLERS_MAX + 1);
+        drop(callers);
+        assert_eq!(*woken.lock().unwrap(), (0..CALLERS_MAX + 2).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn blocks_of_an_engine_that_has_gone_serve_the_next_one() {
+        let calls = Completions::new();
+        let spares: Vec<_> = (0..10).map_while(|_| calls.spare(Waker::noop())).collect();
+        let blocks: Vec<_> = spares.iter().map(|spare| std::ptr::from_ref(spare.block())).collect();
+        let mut spares = spares.into_iter();
+        // One is with a shard that outlives it.
+        let terms = Terms {
+            contract: || unreachable!("nobody asks"),
+            deadline: Time::NEVER,
+            at_once: false,
+            choice: Choice::Usual,
+        };
+        let late = spares.next().map(|spare| Completions::open(spare, OwnedFrame::new(), terms, Time::NEVER));
+        spares.for_each(|spare| calls.close(spare));
+        let (promise, wait) = late.unwrap();
+        assert!(matches!(wait.give_up(), GivenUp::Unsent));
+        drop(calls);
+        drop(promise);
+        // Other tests may take some of them first, or leave more.
+        let next = Completions::new();
+        let again: Vec<_> = (0..1_000).map_while(|_| next.spare(Waker::noop())).collect();
+        let used_again = again.iter().filter(|spare| blocks.contains(&std::ptr::from_ref(spare.block())));
+        assert!(used_again.count() > 0);
+        again.into_iter().for_each(|spare| next.close(spare));
     }
 }

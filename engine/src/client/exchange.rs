@@ -7,20 +7,18 @@
 //!                              └──deadline, drop───┘
 //! ```
 
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use catga_codec::{Contract, OwnedFrame};
 use catga_discovery::NodeId;
 use catga_discovery::sync::atomic::{Ordering, fence};
-use crossbeam_utils::CachePadded;
 
 use crate::broadcast::Line;
 use crate::call::table::Ending;
 use crate::choice::Choice;
 use crate::client::ClientShared;
-use crate::client::completion::{Completion, GivenUp, Parcel, Promise, Terms};
+use crate::client::completion::{Completions, GivenUp, Promise, Spare, Terms, Wait};
 use crate::client::inbox::Inbound;
 use crate::error::{NotSent, Unknown};
 use crate::time::Time;
@@ -57,7 +55,7 @@ enum Stage {
 }
 
 struct InFlight {
-    completion: Arc<CachePadded<Completion>>,
+    wait: Wait,
     deadline: Time,
     shard: u16,
     at_once: bool,
@@ -86,92 +84,117 @@ impl<'a> Exchange<'a> {
     ) -> Poll<Answer> {
         if !matches!(self.stage, Stage::InFlight(_)) {
             let pushed = match std::mem::replace(&mut self.stage, Stage::Ended) {
-                Stage::Unsent => {
-                    self.seal(write).and_then(|(call, promise)| self.push(call, promise, false, cx))
+                Stage::Unsent => self.seal(write, cx).and_then(|promise| self.push(promise, false, cx)),
+                Stage::Waiting(call, promise) => {
+                    self.stage = Stage::InFlight(call);
+                    self.push(promise, true, cx)
                 }
-                Stage::Waiting(call, promise) => self.push(call, promise, true, cx),
                 Stage::InFlight(_) | Stage::Ended => Err(NotSent::Deadline),
             };
             if let Err(reason) = pushed {
                 return Poll::Ready((Ending::NotSent(reason), None));
             }
+            // Whoever answers finds the waker, and there is no look at lines that the shard is about to write. The fence in
+            // the push pairs with the one in `Completions::abandon`: either this sees that the engine has stopped, or the
+            // waker is found there.
+            if !self.shared.calls.are_abandoned() && matches!(self.stage, Stage::InFlight(_)) {
+                return Poll::Pending;
+            }
         }
         let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
-        let mut answered = call.completion.take_answer();
-        if answered.is_none() {
-            call.completion.register(cx.waker());
-            answered = call.completion.take_answer();
+        if !call.wait.is_answered() {
+            call.wait.register(cx.waker());
+            if !call.wait.is_answered() {
+                return self.look_at_the_clock();
+            }
         }
-        if let Some(parcel) = answered
-            && let Stage::InFlight(call) = std::mem::replace(&mut self.stage, Stage::Ended)
-        {
-            return Poll::Ready(self.open(parcel, call.completion));
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::InFlight(call) => match call.wait.answer() {
+                Ok(answered) => Poll::Ready(self.open(answered)),
+                Err(_) => unreachable!("an answer stays"),
+            },
+            other => {
+                self.stage = other;
+                self.look_at_the_clock()
+            }
         }
-        self.look_at_the_clock()
     }
 
-    /// Makes a promise of the letter.
+    /// Makes a promise of the letter; to keep it in flight is the next step.
     fn seal(
-        &self,
+        &mut self,
         write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
-    ) -> Result<(InFlight, Promise), NotSent> {
-        let Letter { shard, frame, contract, within, grace, at_once, choice } = write(self.shared)?;
-        if within.is_zero() {
-            return Err(NotSent::Deadline);
-        }
-        if self.shared.inboxes[usize::from(shard)].is_closed() {
-            return Err(NotSent::Stopping);
-        }
-        let deadline = self.shared.clock.now() + within;
-        let parcel = Parcel::new(frame, Terms { contract, deadline, at_once, choice });
+        cx: &TaskContext<'_>,
+    ) -> Result<Promise, NotSent> {
+        let shared = self.shared;
+        // The block and its waker before the letter: what is written into both misses the cache, and a locked instruction
+        // before the push would wait for it.
+        let mut spare = shared.calls.spare(cx.waker()).ok_or(NotSent::TooManyCalls)?;
+        let letter = match write(shared) {
+            Ok(letter) if letter.within.is_zero() => Err(NotSent::Deadline),
+            Ok(letter) if shared.inboxes[usize::from(letter.shard)].is_closed() => Err(NotSent::Stopping),
+            written => written,
+        };
+        let Letter { shard, frame, contract, within, grace, at_once, choice } = match letter {
+            Ok(letter) => letter,
+            Err(reason) => {
+                spare.will_wake_nobody();
+                shared.calls.close(spare);
+                return Err(reason);
+            }
+        };
+        let deadline = shared.clock.now() + within;
+        let terms = Terms { contract, deadline, at_once, choice };
         let deadline = deadline + grace;
-        let (promise, completion) = self.shared.calls.open(parcel, deadline).ok_or(NotSent::TooManyCalls)?;
-        Ok((InFlight { completion, deadline, shard, at_once }, promise))
+        let (promise, wait) = Completions::open(spare, frame, terms, deadline);
+        self.stage = Stage::InFlight(InFlight { wait, deadline, shard, at_once });
+        Ok(promise)
     }
 
     /// Tries to push. While there is no room the waker stands in the inbox's list.
-    fn push(
-        &mut self,
-        call: InFlight,
-        promise: Promise,
-        waited: bool,
-        cx: &TaskContext<'_>,
-    ) -> Result<(), NotSent> {
-        let inbox = &self.shared.inboxes[usize::from(call.shard)];
+    fn push(&mut self, promise: Promise, waited: bool, cx: &TaskContext<'_>) -> Result<(), NotSent> {
+        let Stage::InFlight(InFlight { deadline, shard, at_once, .. }) = self.stage else {
+            return Err(NotSent::Deadline);
+        };
+        let inbox = &self.shared.inboxes[usize::from(shard)];
         let mut pushed = inbox.push(Inbound::Call(promise));
         let mut waits = true;
         if let Err(full) = pushed {
             // Who waits already has a waker there, or is woken at its deadline: a full list does not turn it away.
-            waits = !call.at_once && (inbox.wait(cx.waker()) || waited);
+            waits = !at_once && (inbox.wait(cx.waker()) || waited);
             pushed = if waits { inbox.push(full) } else { Err(full) };
         }
         if pushed.is_err() {
             fence(Ordering::SeqCst); // a push that went in has one
         }
-        self.shared.calls.watch(call.deadline);
-        self.stage = match pushed {
-            Ok(()) => Stage::InFlight(call),
-            Err(Inbound::Call(promise)) if waits => Stage::Waiting(call, promise),
-            Err(Inbound::Call(promise)) => {
-                self.take_back(call, promise);
-                return Err(NotSent::Full);
-            }
+        self.shared.calls.watch(deadline);
+        match pushed {
+            Ok(()) => Ok(()),
+            Err(Inbound::Call(promise)) => self.not_pushed(promise, waits),
             Err(_) => unreachable!("what is given back is what was pushed"),
-        };
-        Ok(())
+        }
+    }
+
+    #[cold]
+    fn not_pushed(&mut self, promise: Promise, waits: bool) -> Result<(), NotSent> {
+        if let Stage::InFlight(call) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            if waits {
+                self.stage = Stage::Waiting(call, promise);
+                return Ok(());
+            }
+            self.take_back(call, promise);
+        }
+        Err(NotSent::Full)
     }
 
     /// Ends the exchange if the watchdog has found its deadline passed, and has not meant the one before; or if the engine
     /// has stopped without the shard that has it.
     fn look_at_the_clock(&mut self) -> Poll<Answer> {
         let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
-        if !call.completion.is_expired() {
-            return Poll::Pending;
-        }
-        // Cleared before the clock is read: who sets the bit from now on finds the clock further.
-        call.completion.not_expired();
         let abandoned = self.shared.calls.are_abandoned();
-        if !abandoned && self.shared.clock.now() < call.deadline {
+        // Who says so from here on finds the clock further.
+        let expired = call.wait.take_expired() && self.shared.clock.now() >= call.deadline;
+        if !abandoned && !expired {
             return Poll::Pending;
         }
         let (unsent, taken) = if abandoned {
@@ -180,8 +203,8 @@ impl<'a> Exchange<'a> {
             (NotSent::Deadline, Unknown::Deadline)
         };
         match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::InFlight(call) => match call.completion.give_up() {
-                GivenUp::Answered(parcel) => Poll::Ready(self.open(parcel, call.completion)),
+            Stage::InFlight(call) => match self.give_up(call.wait) {
+                GivenUp::Answered(answered) => Poll::Ready(self.open(answered)),
                 GivenUp::Unsent => Poll::Ready((Ending::NotSent(unsent), None)),
                 GivenUp::Taken => Poll::Ready((Ending::Unknown(taken), None)),
             },
@@ -193,18 +216,23 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn open(&mut self, mut parcel: Box<Parcel>, completion: Arc<CachePadded<Completion>>) -> Answer {
-        let answer = (parcel.ending, parcel.frame.take());
-        self.lines = parcel.lines.take();
-        self.shared.calls.close(parcel, completion);
-        answer
+    fn open(&mut self, mut answered: Spare) -> Answer {
+        let (ending, frame, lines) = answered.content().take_answer();
+        self.lines = lines;
+        self.shared.calls.close(answered);
+        (ending, frame)
+    }
+
+    fn give_up(&self, wait: Wait) -> GivenUp {
+        self.shared.calls.watch_no_longer(&wait);
+        wait.give_up()
     }
 
     /// What was never pushed is over.
     fn take_back(&self, call: InFlight, promise: Promise) {
         drop(promise);
-        if let GivenUp::Answered(parcel) = call.completion.give_up() {
-            self.shared.calls.close(parcel, call.completion);
+        if let GivenUp::Answered(answered) = self.give_up(call.wait) {
+            self.shared.calls.close(answered);
         }
     }
 }
@@ -214,8 +242,8 @@ impl Drop for Exchange<'_> {
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Unsent | Stage::Ended => {}
             Stage::Waiting(call, promise) => self.take_back(call, promise),
-            Stage::InFlight(call) => match call.completion.give_up() {
-                GivenUp::Answered(parcel) => self.shared.calls.close(parcel, call.completion),
+            Stage::InFlight(call) => match self.give_up(call.wait) {
+                GivenUp::Answered(answered) => self.shared.calls.close(answered),
                 GivenUp::Unsent => {}
                 GivenUp::Taken => self.shared.inboxes[usize::from(call.shard)].give_up(),
             },

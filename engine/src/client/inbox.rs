@@ -11,10 +11,11 @@ use catga_codec::OwnedFrame;
 use catga_discovery::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 
-use crate::client::completion::{Promise, guarded};
+use crate::client::completion::Promise;
 use crate::lane::events::Publication;
 use crate::lane::io::LaneIo;
 use crate::ring::doorbell::{Doorbell, EventFd};
+use crate::ring::handover::guarded;
 
 /// What comes into a shard from outside its engine's shards.
 pub(crate) enum Inbound {

@@ -292,13 +292,14 @@ impl<R: Request> ClientCall<'_, R> {
         within: Duration,
         manner: Manner,
     ) -> Result<Letter, NotSent> {
+        // The shard first: its ticket is a locked instruction, which would wait for what was written before.
+        let recipients =
+            shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
+        let shard = shared.shard_for(recipients)?;
         let mut frame = pool::take();
         // The time left is in the letter: the clock is the shard's too.
         let header = request_header(request, manner.flags, CallId::default(), 0);
         frame.encode(header, request).map_err(not_encoded)?;
-        let recipients =
-            shared.routes.request(R::type_index().get()).map(|shards| shards.place(request.key()));
-        let shard = shared.shard_for(recipients)?;
         let Manner { at_once, choice, .. } = manner;
         let (contract, grace) = (Contract::of_request::<R>, Duration::ZERO);
         Ok(Letter { shard, frame, contract, within, grace, at_once, choice })

@@ -24,6 +24,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::call::table::{CallTable, Ending, Target};
 use crate::choice::Choice;
+use crate::client::completion::Callers;
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};
@@ -141,6 +142,8 @@ pub(crate) struct Core {
     now: Cell<Time>,
     /// Where requests to handlers of this shard are archived for the time that the handler runs.
     scratch: RefCell<OwnedFrame>,
+    /// Foreign callers who are answered and not woken yet.
+    pub(crate) callers: Callers,
     /// What handlers have published.
     outbox: RefCell<VecDeque<Publication>>,
     here: RefCell<VecDeque<Here>>,
@@ -173,6 +176,7 @@ impl Core {
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
+            callers: Callers::default(),
             outbox: RefCell::new(VecDeque::new()),
             here: RefCell::new(VecDeque::new()),
             fanouts: RefCell::default(),

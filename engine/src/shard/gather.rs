@@ -8,6 +8,8 @@
 
 /// The most turns to wait, about two microseconds.
 const TURNS_MAX: u32 = 32;
+/// While it waits, one turn of so many is spent on looking.
+const TURNS_PER_LOOK: u32 = 8;
 /// After a wait in vain as many batches pass until more is waited for again: one in a thousand may come late.
 const CONTENT: u32 = 1_000;
 
@@ -28,6 +30,15 @@ impl Gather {
     /// Waits for no more than `limit`, and at first for `one`: the least that can come.
     pub(crate) fn up_to(limit: u64, one: u64) -> Self {
         Self { turns: 0, most: 16 * one, limit: 16 * limit, content: 0 }
+    }
+
+    /// Whether this turn goes by without a look, because the last one found too few: each look takes a cache line away from
+    /// who is writing.
+    #[inline]
+    pub(crate) fn rests(&mut self) -> bool {
+        let rests = !self.turns.is_multiple_of(TURNS_PER_LOOK);
+        self.turns += u32::from(rests);
+        rests
     }
 
     /// Whether to take what is there now, `wanted` being what would be worth it.
@@ -77,6 +88,24 @@ mod tests {
         let mut gather = Gather::up_to(100, 1);
         let late = (0..10_000).filter(|_| turns(&mut gather, 1, u64::MAX) > 1).count();
         assert!(late <= 10, "{late} of 10,000 were waited with");
+    }
+
+    #[test]
+    fn while_it_waits_it_looks_now_and_then_and_else_in_every_turn() {
+        let mut gather = Gather::up_to(100, 100);
+        assert!((0..100).all(|_| !gather.rests() && !gather.is_due(0, 100)), "nothing is there to wait with");
+        let (mut looks, mut turns) = (0, 0);
+        loop {
+            turns += 1;
+            if !gather.rests() {
+                looks += 1;
+                if gather.is_due(1, 100) {
+                    break;
+                }
+            }
+        }
+        assert_eq!((looks, turns), (5, TURNS_MAX + 1));
+        assert!(!gather.rests(), "it begins anew");
     }
 
     #[test]

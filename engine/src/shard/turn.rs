@@ -139,8 +139,9 @@ impl Shard {
     }
 
     fn take_inbox(&mut self) -> usize {
-        if self.refusing {
-            return 0; // whoever pushed something after the inbox was closed takes it out again
+        // Whoever pushes something after the inbox was closed takes it out again.
+        if self.refusing || self.inbox_gather.rests() {
+            return 0;
         }
         // Looking is cheaper than popping from an empty queue, which takes a fence; most turns find it empty.
         let waiting = self.inbox().len() as u64;
@@ -169,6 +170,7 @@ impl Shard {
             }
         }
         self.inbox().made_room(taken);
+        self.core.callers.wake();
         taken
     }
 
@@ -232,6 +234,7 @@ impl Shard {
 
     /// Makes what was written in this turn visible.
     fn publish(&mut self) {
+        self.core.callers.wake();
         for peer in self.core.mesh.borrow_mut().iter_mut().flatten() {
             if peer.publish() {
                 self.core.counters.doorbells.add(1);

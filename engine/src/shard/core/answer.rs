@@ -151,7 +151,7 @@ impl Core {
     fn deliver(&self, to: &mut ReplyTo, ending: Ending, frame: OwnedFrame) {
         match std::mem::take(to) {
             ReplyTo::Here(call) => self.complete(call, ending, |answer| *answer = frame),
-            ReplyTo::Client(promise) => promise.keep(ending, Some(frame)),
+            ReplyTo::Client(promise) => self.callers.add(promise.keep(ending, Some(frame))),
             ReplyTo::Part { fanout, line } => {
                 pool::give(frame);
                 self.part_ended(fanout, line, ending);
@@ -174,7 +174,7 @@ impl Core {
             }
             ReplyTo::Client(_) => {
                 if let ReplyTo::Client(promise) = std::mem::take(to) {
-                    promise.keep(ending, None);
+                    self.callers.add(promise.keep(ending, None));
                 }
             }
             ReplyTo::Part { fanout, line } => self.part_ended(fanout, line, ending),

@@ -363,7 +363,7 @@ impl Core {
         let Some(Ended { to, whole, lines }) = ended else { return };
         self.count_broadcast(whole);
         match (to, lines) {
-            (ReplyTo::Client(promise), Some(lines)) => promise.report(whole, lines),
+            (ReplyTo::Client(promise), Some(lines)) => self.callers.add(promise.report(whole, lines)),
             // What its parts came to is what the broadcast came to: it is no call that could go elsewhere.
             (ReplyTo::Here(call), _) => self.conclude(call, whole, |_| ()),
             (mut to, _) => self.end(&mut to, whole),
