@@ -79,9 +79,9 @@ impl Choice {
 /// The nodes that serve one message, as one view tells it.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
-    /// Positions in the view of those that have our layout of it, this node among them, ascending.
+    /// Positions in the view of those that have a layout of it that we have, this node among them, ascending.
     nodes: Box<[u32]>,
-    /// Whether a node serves it with another layout.
+    /// Whether a node serves it with other layouts only.
     pub(crate) other_layout: bool,
     /// Whether a node served it that cannot be reached just now, or leaves.
     pub(crate) out_of_reach: bool,
@@ -101,13 +101,13 @@ pub(crate) trait Standing {
 impl Served {
     pub(crate) fn among(view: &View, contract: &Contract, turn: u64) -> Self {
         let serves = |position: &u32| {
-            let member = &view.members()[*position as usize];
-            member.node.fingerprint(contract.id) == Some(contract.fingerprint)
+            let node = &view.members()[*position as usize].node;
+            // Any fingerprint that both have will do: each is of all bytes of the message.
+            node.fingerprints(contract.id).any(|there| contract.accepts().any(|here| here == there))
         };
         let candidates = view.candidates(contract.id);
         let nodes: Box<[u32]> = candidates.iter().copied().filter(serves).collect();
-        let known =
-            view.members().iter().filter(|member| member.node.fingerprint(contract.id).is_some()).count();
+        let known = view.members().iter().filter(|member| member.node.serves(contract.id)).count();
         Self {
             other_layout: nodes.len() < candidates.len(),
             out_of_reach: candidates.len() < known,
