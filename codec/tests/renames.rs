@@ -211,6 +211,10 @@ mod changes {
         #[catga_codec::message]
         enum Way { #[was("On")] Up(u8), Off }
     });
+    release!(raw {
+        #[catga_codec::event(key = r#type)]
+        struct Noted { #[was("line")] pub(crate) r#type: u32 }
+    });
     release!(versioned {
         #[catga_codec::message(version = 2)]
         struct Line { pub(crate) sku: u32, #[was("cents")] pub(crate) price: u32 }
@@ -248,6 +252,14 @@ fn a_rename_hides_no_change_of_type_size_order_tag_or_name() {
 fn another_field_as_the_key_is_refused_though_a_field_was_renamed() {
     let before = Contract::of_event::<changes::before::Noted>();
     assert!(!may_pass(&before, &Contract::of_event::<changes::retyped::Noted>()));
+}
+
+#[test]
+fn names_that_are_words_of_the_language_are_names_like_others() {
+    use catga::Event;
+    assert_eq!(changes::raw::Noted::KEY, Some("type"));
+    let renamed = Contract::of_event::<changes::raw::Noted>();
+    assert!(may_pass(&Contract::of_event::<changes::before::Noted>(), &renamed));
 }
 
 #[test]
