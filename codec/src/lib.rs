@@ -37,7 +37,7 @@ mod shape;
 #[doc(hidden)]
 pub use crate as __codec;
 pub use catga_derive::{event, message, request};
-pub use contract::{Contract, ContractKind, FieldPrint};
+pub use contract::{Contract, ContractKind, FieldPrint, LayoutPrint, first_difference};
 pub use encode::{Encoder, encode_empty, encode_frame, encode_local, encode_local_empty};
 pub use error::{AccessError, EncodeError, FrameError};
 pub use extension::{EXTENSION_TRACE, Extension, Extensions, write_extensions};
@@ -51,4 +51,4 @@ pub use message::{
 pub use message::{check, deserialize};
 pub use rkyv;
 pub use rkyv::Archived;
-pub use shape::{Field, Shape, layout};
+pub use shape::{Field, Names, Shape, layout};

@@ -37,6 +37,10 @@ pub const MESSAGE_NAME_MAX_BYTES: usize = 128;
 /// count in the fingerprint.
 pub const CONTRACT_FIELDS_MAX: usize = 512;
 
+/// How many layouts of one message a node may say that it accepts, each a fingerprint: its present one, and
+/// those by former names. This version says two at most.
+pub const CONTRACT_LAYOUTS_MAX: usize = 8;
+
 /// Memory on the stack for an encoder's bookkeeping; what nests more vectors than fit here spills to the
 /// heap.
 pub const SCRATCH_BYTES: usize = 512;
@@ -55,5 +59,6 @@ const _: () = {
         HEADER_BYTES + EXTENSIONS_MAX_BYTES <= FRAME_INLINE_BYTES,
         "extensions alone must not push a frame out of line"
     );
+    assert!(CONTRACT_LAYOUTS_MAX >= 2 && CONTRACT_LAYOUTS_MAX <= u8::MAX as usize, "a count is a byte");
     assert!(SCRATCH_BYTES.is_multiple_of(FRAME_ALIGN_BYTES));
 };

@@ -9,6 +9,10 @@
 //! rkyv's format features unify across a user's build, so the same source can give two layouts, and only
 //! equal fingerprints may talk. Nesting is bounded at compile time, so no bytes can make a reader recurse
 //! deeper than that; recursive types do not compile.
+//!
+//! A rename changes no archive, only the name in the fingerprint. So a shape has a second fingerprint, in
+//! which each field and variant that says `#[was("..")]` has its former name, at every level below it. All
+//! else in it is as in the first, so either one claims: laid out exactly so.
 
 use rkyv::Archive;
 
@@ -20,12 +24,45 @@ use crate::hash::{combine, hash64};
 pub struct Field {
     /// The name of the field; positions (`0`, `1`, …) in tuple structs.
     pub name: &'static str,
+    /// The name that it had before, as `#[was("..")]` tells; equal to `name` if it was not renamed.
+    pub was: &'static str,
     /// The fingerprint of its type.
     pub fingerprint: u64,
+    /// The fingerprint of its type by former names.
+    pub former: u64,
     /// How deep its type nests.
     pub depth: u32,
     /// The fields inside it.
     pub fields: &'static [Field],
+}
+
+impl Field {
+    /// Its name among these names.
+    #[must_use]
+    pub const fn name_in(&self, names: Names) -> &'static str {
+        match names {
+            Names::Present => self.name,
+            Names::Former => self.was,
+        }
+    }
+
+    /// The fingerprint of its type by these names.
+    #[must_use]
+    pub const fn fingerprint_in(&self, names: Names) -> u64 {
+        match names {
+            Names::Present => self.fingerprint,
+            Names::Former => self.former,
+        }
+    }
+}
+
+/// By which names of fields and variants a fingerprint is computed. Nothing else in it depends on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Those that the source has.
+    Present,
+    /// Where `#[was("..")]` tells a former name, that one.
+    Former,
 }
 
 /// A type that may travel between nodes; see the module for the list. The macros implement it for structs and
@@ -39,6 +76,9 @@ pub struct Field {
 pub trait Shape: Archive {
     /// Hash of the whole archived layout.
     const FINGERPRINT: u64;
+    /// Hash of the same layout by the former names of its fields and variants; equal to
+    /// [`FINGERPRINT`](Self::FINGERPRINT) where nothing in it was renamed.
+    const FORMER: u64 = Self::FINGERPRINT;
     /// Levels of nesting: 0 for a plain value.
     const DEPTH: u32;
     /// The fields, if there are any; containers show those of what they contain.
@@ -48,7 +88,7 @@ pub trait Shape: Archive {
 /// The arithmetic of fingerprints, for the macros.
 #[doc(hidden)]
 pub mod layout {
-    use super::{Field, Shape, combine, hash64};
+    use super::{Field, Names, Shape, combine, hash64};
     use crate::limits::NESTING_MAX;
 
     /// The depth of the deepest field.
@@ -71,20 +111,22 @@ pub mod layout {
         T::DEPTH <= NESTING_MAX
     }
 
-    /// The field of type `T` with this name.
+    /// The field of type `T` with this name, which was called `was` before.
     #[must_use]
-    pub const fn field<T: Shape>(name: &'static str) -> Field {
-        Field { name, fingerprint: T::FINGERPRINT, depth: T::DEPTH, fields: T::FIELDS }
+    pub const fn field<T: Shape>(name: &'static str, was: &'static str) -> Field {
+        let (fingerprint, former) = (T::FINGERPRINT, T::FORMER);
+        Field { name, was, fingerprint, former, depth: T::DEPTH, fields: T::FIELDS }
     }
 
-    /// The variant of an enum with this name, tag and fields.
+    /// The variant of an enum with this name, former name, tag and fields.
     #[must_use]
-    pub const fn variant(name: &'static str, tag: u8, fields: &'static [Field]) -> Field {
-        let fingerprint = combine(tag as u64, fold(hash64(b"variant"), fields));
-        Field { name, fingerprint, depth: deepest(fields), fields }
+    pub const fn variant(name: &'static str, was: &'static str, tag: u8, fields: &'static [Field]) -> Field {
+        let fingerprint = combine(tag as u64, fold(hash64(b"variant"), fields, Names::Present));
+        let former = combine(tag as u64, fold(hash64(b"variant"), fields, Names::Former));
+        Field { name, was, fingerprint, former, depth: deepest(fields), fields }
     }
 
-    /// The fingerprint of the message `T`'s struct or enum with these fields; `offsets` are those of the
+    /// The fingerprint by these names of the message `T`'s struct or enum with these fields; `offsets` are those of the
     /// archived struct (an archived enum has none that can be named, but `repr(u8)` fixes them given its
     /// variants).
     #[must_use]
@@ -94,11 +136,12 @@ pub mod layout {
         version: u16,
         fields: &[Field],
         offsets: &[usize],
+        names: Names,
     ) -> u64 {
         let mut print = combine(hash64(kind.as_bytes()), hash64(name.as_bytes()));
         print = combine(print, version as u64);
         print = combine(print, size_and_align::<A>());
-        print = fold(print, fields);
+        print = fold(print, fields, names);
         let mut i = 0;
         while i < offsets.len() {
             print = combine(print, offsets[i] as u64);
@@ -123,11 +166,12 @@ pub mod layout {
         combine(size_of::<A>() as u64, align_of::<A>() as u64)
     }
 
-    const fn fold(mut print: u64, fields: &[Field]) -> u64 {
+    const fn fold(mut print: u64, fields: &[Field], names: Names) -> u64 {
         print = combine(print, fields.len() as u64);
         let mut i = 0;
         while i < fields.len() {
-            print = combine(print, combine(hash64(fields[i].name.as_bytes()), fields[i].fingerprint));
+            let (name, inner) = (fields[i].name_in(names), fields[i].fingerprint_in(names));
+            print = combine(print, combine(hash64(name.as_bytes()), inner));
             i += 1;
         }
         print
@@ -149,6 +193,7 @@ macro_rules! container_shapes {
     ($($type:ident)*) => {$(
         impl<T: Shape> Shape for $type<T> {
             const FINGERPRINT: u64 = layout::container::<Self::Archived>(stringify!($type), T::FINGERPRINT);
+            const FORMER: u64 = layout::container::<Self::Archived>(stringify!($type), T::FORMER);
             const DEPTH: u32 = 1 + T::DEPTH;
             const FIELDS: &'static [Field] = T::FIELDS;
         }
@@ -167,12 +212,14 @@ impl<T: Shape> Shape for Vec<T> {
         );
         layout::container::<Self::Archived>("Vec", T::FINGERPRINT)
     };
+    const FORMER: u64 = layout::container::<Self::Archived>("Vec", T::FORMER);
     const DEPTH: u32 = 1 + T::DEPTH;
     const FIELDS: &'static [Field] = T::FIELDS;
 }
 
 impl<T: Shape, const N: usize> Shape for [T; N] {
     const FINGERPRINT: u64 = combine(layout::container::<Self::Archived>("array", T::FINGERPRINT), N as u64);
+    const FORMER: u64 = combine(layout::container::<Self::Archived>("array", T::FORMER), N as u64);
     const DEPTH: u32 = 1 + T::DEPTH;
     const FIELDS: &'static [Field] = T::FIELDS;
 }

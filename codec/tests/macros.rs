@@ -5,8 +5,8 @@
 extern crate catga_codec as catga;
 
 use catga::{
-    Archived, Contract, Event, Flags, Header, Key, Kind, Message, MessageId, OwnedFrame, Request, Shape,
-    event, message, request,
+    Archived, Contract, Event, FieldPrint, Flags, Header, Key, Kind, LayoutPrint, Message, MessageId,
+    OwnedFrame, Request, Shape, event, first_difference, message, request,
 };
 
 /// A request with everything.
@@ -262,24 +262,25 @@ fn a_contract_lists_fields_innermost_first_with_roles() {
 
 #[test]
 fn the_first_difference_names_the_innermost_field() {
-    let ours = Contract::of_request::<PlaceOrder>();
-    assert_eq!(ours.first_difference(&ours.fields), None);
+    let ours = Contract::of_request::<PlaceOrder>().layouts();
+    let difference = |theirs: &LayoutPrint| first_difference(&ours, std::slice::from_ref(theirs));
+    assert_eq!(difference(&ours[0]), None);
 
-    let mut theirs = ours.fields.clone();
+    let mut theirs = ours[0].clone();
     // What a peer sees whose `Line.cents` has another type: that field and everything around it differ.
-    for field in &mut theirs {
+    for field in &mut theirs.fields {
         if ["place_order.lines.cents", "place_order.lines", "place_order"].contains(&field.path.as_str()) {
             field.fingerprint ^= 1;
         }
     }
-    assert_eq!(ours.first_difference(&theirs).unwrap(), "place_order.lines.cents differs in type or order");
+    assert_eq!(difference(&theirs).unwrap(), "place_order.lines.cents differs in type or order");
 
-    theirs.retain(|field| field.path != "reply OrderPlaced.cents");
-    assert_eq!(ours.first_difference(&theirs).unwrap(), "reply OrderPlaced.cents is not known there");
+    theirs.fields.retain(|field| field.path != "reply OrderPlaced.cents");
+    assert_eq!(difference(&theirs).unwrap(), "reply OrderPlaced.cents is not known there");
 
-    let mut theirs = ours.fields.clone();
-    theirs.push(catga::FieldPrint { path: "place_order.coupon".into(), fingerprint: 1 });
-    assert_eq!(ours.first_difference(&theirs).unwrap(), "place_order.coupon is not known here");
+    let mut theirs = ours[0].clone();
+    theirs.fields.push(FieldPrint { path: "place_order.coupon".into(), fingerprint: 1 });
+    assert_eq!(difference(&theirs).unwrap(), "place_order.coupon is not known here");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 use std::{
     borrow::Borrow,
     cmp::Ordering,
+    collections::BTreeSet,
     fmt,
     hash::{Hash, Hasher},
     str::FromStr,
@@ -172,15 +173,22 @@ pub struct Node {
     pub endpoint: Endpoint,
     /// Number of its shards, from 1. A node that says 0 can be sent nothing.
     pub shards: u16,
-    /// The messages that it serves, each with the fingerprint of their layout there. In any order.
+    /// The messages that it serves, each with the fingerprint of its layout there: once for each fingerprint, where a
+    /// message has several because something in it was renamed. In any order.
     pub handles: Vec<(MessageId, u64)>,
 }
 
 impl Node {
-    /// The fingerprint under which this node serves `message`, if it does. Looks through the list: not for a hot path.
+    /// The fingerprints under which this node serves `message`: none if it does not. Looks through the list: not for a hot
+    /// path.
+    pub fn fingerprints(&self, message: MessageId) -> impl Iterator<Item = u64> {
+        self.handles.iter().filter(move |(id, _)| *id == message).map(|(_, fingerprint)| *fingerprint)
+    }
+
+    /// Whether this node serves `message`, in whatever layout. Looks through the list: not for a hot path.
     #[must_use]
-    pub fn fingerprint(&self, message: MessageId) -> Option<u64> {
-        self.handles.iter().find(|(id, _)| *id == message).map(|(_, fingerprint)| *fingerprint)
+    pub fn serves(&self, message: MessageId) -> bool {
+        self.fingerprints(message).next().is_some()
     }
 }
 
@@ -189,7 +197,8 @@ impl Node {
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, endpoint, shards, handles, .. } = self;
         let plural = |count: usize| if count == 1 { "" } else { "s" };
-        let (messages, s) = (handles.len(), plural(usize::from(*shards)));
+        let messages = handles.iter().map(|(id, _)| id).collect::<BTreeSet<_>>().len();
+        let s = plural(usize::from(*shards));
         write!(f, "{id} at {endpoint}, {shards} shard{s}, {messages} message{}", plural(messages))
     }
 }
@@ -237,10 +246,12 @@ mod tests {
             incarnation: Incarnation(3),
             endpoint: "127.0.0.1:5001".parse().unwrap(),
             shards: 2,
-            handles: vec![(place, 11)],
+            // A field of it was renamed: it is still one message.
+            handles: vec![(place, 11), (place, 12)],
         };
-        assert_eq!(node.fingerprint(place), Some(11));
-        assert_eq!(node.fingerprint(quote), None);
+        assert_eq!(node.fingerprints(place).collect::<Vec<_>>(), [11, 12]);
+        assert_eq!(node.fingerprints(quote).count(), 0);
+        assert!(node.serves(place) && !node.serves(quote));
         assert_eq!(node.to_string(), "node1 at 127.0.0.1:5001, 2 shards, 1 message, incarnation 3");
     }
 }

@@ -79,9 +79,9 @@ impl Choice {
 /// The nodes that serve one message, as one view tells it.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
-    /// Positions in the view of those that have our layout of it, this node among them, ascending.
+    /// Positions in the view of those that have a layout of it that we have, this node among them, ascending.
     nodes: Box<[u32]>,
-    /// Whether a node serves it with another layout.
+    /// Whether a node serves it with other layouts only.
     pub(crate) other_layout: bool,
     /// Whether a node served it that cannot be reached just now, or leaves.
     pub(crate) out_of_reach: bool,
@@ -101,13 +101,13 @@ pub(crate) trait Standing {
 impl Served {
     pub(crate) fn among(view: &View, contract: &Contract, turn: u64) -> Self {
         let serves = |position: &u32| {
-            let member = &view.members()[*position as usize];
-            member.node.fingerprint(contract.id) == Some(contract.fingerprint)
+            let node = &view.members()[*position as usize].node;
+            // Any fingerprint that both have will do: each is of all bytes of the message.
+            node.fingerprints(contract.id).any(|there| contract.accepts().any(|here| here == there))
         };
         let candidates = view.candidates(contract.id);
         let nodes: Box<[u32]> = candidates.iter().copied().filter(serves).collect();
-        let known =
-            view.members().iter().filter(|member| member.node.fingerprint(contract.id).is_some()).count();
+        let known = view.members().iter().filter(|member| member.node.serves(contract.id)).count();
         Self {
             other_layout: nodes.len() < candidates.len(),
             out_of_reach: candidates.len() < known,
@@ -189,7 +189,10 @@ fn following(place: usize, count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::sync::Arc;
 
+    use catga_codec::{ContractKind, LayoutPrint, MessageId};
+    use catga_discovery::{Incarnation, Member, Node, NodeState};
     use proptest::prelude::*;
 
     use super::*;
@@ -252,6 +255,50 @@ mod tests {
                 prop_assert!(choice.is_none_or(|node| usable.contains(&node) && nodes.contains(&node)));
             }
         }
+    }
+
+    #[test]
+    fn a_node_serves_a_message_if_it_has_one_of_our_layouts_of_it() {
+        let id = MessageId::of("place", 1);
+        let contract = |present: u64, former: Option<u64>| Contract {
+            id,
+            name: "place",
+            version: 1,
+            kind: ContractKind::Request,
+            fingerprint: present,
+            fields: Vec::new(),
+            former: former.map(|fingerprint| LayoutPrint { fingerprint, fields: Vec::new() }),
+        };
+        // Four releases, each renamed from the one before; the last node serves another message only.
+        let handles = [vec![(id, 1)], vec![(id, 2), (id, 1)], vec![(id, 3), (id, 2)], vec![(id, 4), (id, 3)]];
+        let other = vec![(MessageId::of("quote", 1), 1)];
+        let members = handles.into_iter().chain([other]).enumerate().map(|(number, handles)| {
+            let node = Node {
+                id: NodeId::new(format!("node{number}")).unwrap(),
+                incarnation: Incarnation(1),
+                endpoint: "127.0.0.1:5001".parse().unwrap(),
+                shards: 1,
+                handles,
+            };
+            Arc::new(Member { node: Arc::new(node), state: NodeState::Up })
+        });
+        let view = View::new(1, None, members.collect(), false);
+        let among = |present, former| Served::among(&view, &contract(present, former), 0);
+        for (present, former, nodes) in [
+            (1, None, &[0, 1][..]),
+            (2, Some(1), &[0, 1, 2]),
+            (3, Some(2), &[1, 2, 3]),
+            (4, None, &[3]),
+            (7, Some(6), &[]),
+        ] {
+            let served = among(present, former);
+            assert_eq!((served.nodes(), served.other_layout), (nodes, true), "{present} {former:?}");
+            assert!(!served.out_of_reach);
+        }
+        // Two layouts of a node are one node, and none in another layout if one of them is ours.
+        let all = View::new(1, None, view.members()[1..3].to_vec(), false);
+        let served = Served::among(&all, &contract(2, None), 0);
+        assert_eq!((served.nodes(), served.other_layout), (&[0, 1][..], false));
     }
 
     #[test]

@@ -177,7 +177,10 @@ impl List {
             incarnation: incarnation(),
             endpoint,
             shards,
-            handles: contracts.iter().map(|contract| (contract.id, contract.fingerprint)).collect(),
+            handles: contracts
+                .iter()
+                .flat_map(|contract| contract.accepts().map(|print| (contract.id, print)))
+                .collect(),
         };
         let greeting = Greeting {
             version_min: PROTOCOL_VERSION,

@@ -13,10 +13,11 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Data, DataEnum, DeriveInput, Error, Fields, Result};
 
-use crate::item::named;
+use crate::item::{member_name, named};
 use crate::options::{NAME_MAX_BYTES, Options, Role};
+use crate::was;
 
-pub(crate) fn expand(item: DeriveInput, options: &Options) -> Result<TokenStream> {
+pub(crate) fn expand(mut item: DeriveInput, options: &Options) -> Result<TokenStream> {
     let ident = &item.ident;
     let name = options.name.clone().unwrap_or_else(|| ident.unraw().to_string());
     if name.len() > NAME_MAX_BYTES {
@@ -25,11 +26,12 @@ pub(crate) fn expand(item: DeriveInput, options: &Options) -> Result<TokenStream
             format!("this name has over {NAME_MAX_BYTES} bytes; give `name = \"..\"`"),
         ));
     }
-    let shape = shape(&item, &name, options);
+    let shape = shape(&item, &name, options)?;
     let message = message(ident, &name, options.version);
     let role = role(&item, options);
     let limits = limits(ident);
     let allowed = allowed(&item);
+    was::strip(&mut item);
     Ok(quote! {
         #allowed
 
@@ -120,7 +122,7 @@ fn role(item: &DeriveInput, options: &Options) -> TokenStream {
             }
         },
         Some(key) => {
-            let name = quote!(#key).to_string();
+            let name = member_name(key);
             let field_type = match &item.data {
                 Data::Struct(data) => {
                     data.fields.iter().zip(data.fields.members()).find(|(_, member)| member == key)
@@ -160,50 +162,59 @@ fn role(item: &DeriveInput, options: &Options) -> TokenStream {
     }
 }
 
-fn shape(item: &DeriveInput, name: &str, options: &Options) -> TokenStream {
+fn shape(item: &DeriveInput, name: &str, options: &Options) -> Result<TokenStream> {
     let (ident, version) = (&item.ident, options.version);
     let all_fields = all_fields(item);
     let (kind, fields, offsets) = match &item.data {
-        Data::Enum(data) => ("enum", variants(data), quote!(&[])),
-        _ => ("struct", all_fields.iter().map(|fields| field_list(fields)).collect(), offsets(&all_fields)),
+        Data::Enum(data) => ("enum", variants(data)?, quote!(&[])),
+        _ => {
+            let fields: Vec<_> = all_fields.iter().map(|fields| field_list(fields)).collect::<Result<_>>()?;
+            ("struct", quote!(#(#fields)*), offsets(&all_fields))
+        }
     };
     let tags = tags(item);
-    quote! {
+    Ok(quote! {
         #tags
+
+        const fn __catga_fingerprint(names: ::catga::__codec::Names) -> u64 {
+            type __CatgaArchived = ::catga::__codec::Archived<#ident>;
+            ::catga::__codec::layout::fingerprint::<__CatgaArchived>(
+                #kind,
+                #name,
+                #version,
+                <#ident as ::catga::__codec::Shape>::FIELDS,
+                #offsets,
+                names,
+            )
+        }
 
         impl ::catga::__codec::Shape for #ident {
             const FIELDS: &'static [::catga::__codec::Field] = &[#fields];
             const DEPTH: u32 = 1 + ::catga::__codec::layout::deepest(<Self as ::catga::__codec::Shape>::FIELDS);
-            const FINGERPRINT: u64 = {
-                type __CatgaArchived = ::catga::__codec::Archived<#ident>;
-                ::catga::__codec::layout::fingerprint::<__CatgaArchived>(
-                    #kind,
-                    #name,
-                    #version,
-                    <Self as ::catga::__codec::Shape>::FIELDS,
-                    #offsets,
-                )
-            };
+            const FINGERPRINT: u64 = __catga_fingerprint(::catga::__codec::Names::Present);
+            const FORMER: u64 = __catga_fingerprint(::catga::__codec::Names::Former);
         }
-    }
+    })
 }
 
-/// `field::<Type>("name"), ..` for the fields of a struct or variant.
-fn field_list(fields: &Fields) -> TokenStream {
+/// `field::<Type>("name", "former name"), ..` for the fields of a struct or variant.
+fn field_list(fields: &Fields) -> Result<TokenStream> {
     let fields = named(fields).map(|(name, field)| {
-        let ty = &field.ty;
-        quote_spanned!(ty.span()=> ::catga::__codec::layout::field::<#ty>(#name))
+        let (ty, former) = (&field.ty, was::former(&name, &field.attrs)?);
+        Ok(quote_spanned!(ty.span()=> ::catga::__codec::layout::field::<#ty>(#name, #former)))
     });
-    quote!(#(#fields,)*)
+    let fields: Vec<_> = fields.collect::<Result<_>>()?;
+    Ok(quote!(#(#fields,)*))
 }
 
-fn variants(data: &DataEnum) -> TokenStream {
+fn variants(data: &DataEnum) -> Result<TokenStream> {
     let variants = data.variants.iter().map(|variant| {
-        let (ident, name) = (&variant.ident, variant.ident.to_string());
-        let fields = field_list(&variant.fields);
-        quote!(::catga::__codec::layout::variant(#name, __CatgaTag::#ident as u8, &[#fields]))
+        let (ident, name) = (&variant.ident, variant.ident.unraw().to_string());
+        let (former, fields) = (was::former(&name, &variant.attrs)?, field_list(&variant.fields)?);
+        Ok(quote!(::catga::__codec::layout::variant(#name, #former, __CatgaTag::#ident as u8, &[#fields])))
     });
-    quote!(#(#variants,)*)
+    let variants: Vec<_> = variants.collect::<Result<_>>()?;
+    Ok(quote!(#(#variants,)*))
 }
 
 /// The tags of an enum's variants as the archive numbers them: the written ones, and one more than the last

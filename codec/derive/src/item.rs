@@ -14,6 +14,7 @@ use syn::{
 };
 
 use crate::options::Options;
+use crate::was;
 
 /// Tags of archived enums have one byte.
 const VARIANTS_MAX: usize = 256;
@@ -55,6 +56,7 @@ pub(crate) fn accept(item: &DeriveInput, options: &Options) -> Result<()> {
             return Err(Error::new(data.union_token.span, message));
         }
     }
+    was::accept(item)?;
     options.key.as_ref().map_or(Ok(()), |key| accept_key(key, item))
 }
 
@@ -193,8 +195,10 @@ fn accept_type_attribute(attribute: &Attribute) -> Result<()> {
 
 /// The fields of a struct or variant with the names they have in a fingerprint.
 pub(crate) fn named(fields: &Fields) -> impl Iterator<Item = (String, &Field)> {
-    fields.iter().zip(fields.members()).map(|(field, member)| {
-        let name = member.to_token_stream().to_string();
-        (name.trim_start_matches("r#").to_owned(), field)
-    })
+    fields.iter().zip(fields.members()).map(|(field, member)| (member_name(&member), field))
+}
+
+/// The name of a field as it stands in a fingerprint: its position if it has none.
+pub(crate) fn member_name(member: &Member) -> String {
+    member.to_token_stream().to_string().trim_start_matches("r#").to_owned()
 }

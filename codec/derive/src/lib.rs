@@ -2,7 +2,8 @@
 //!
 //! They turn a struct or enum into a message: archived by rkyv, with a stable name, a fingerprint of its
 //! layout and, if it is sent by itself, a key and the types of its answers. Three steps, a file each:
-//! `options` reads what stands in the brackets, `item` accepts or refuses the type, `expand` writes the code.
+//! `options` reads what stands in the brackets, `item` accepts or refuses the type (`was` the former names in
+//! it), `expand` writes the code.
 //! Errors point at what is wrong and say what to write instead.
 //!
 //! The generated code names everything through `::catga::__codec`, so a user's crate needs no dependency but
@@ -11,6 +12,7 @@
 mod expand;
 mod item;
 mod options;
+mod was;
 
 use proc_macro::TokenStream;
 
@@ -25,6 +27,27 @@ use crate::options::{Options, Role};
 /// #[message]
 /// pub struct Line { pub sku: u32, pub quantity: u32, pub cents: u64 }
 /// ```
+///
+/// # Renaming
+///
+/// Nodes exchange a message only if they have the same layout of it, names included. `#[was("..")]` tells the
+/// former name of a field or variant, in this macro as in the other two:
+///
+/// ```ignore
+/// #[message]
+/// pub struct Line { pub sku: u32, pub quantity: u32, #[was("cents")] pub price_cents: u64 }
+/// ```
+///
+/// The message then passes between nodes that were built before the rename and after it, also where the type
+/// lies within others. Type, order and tag stay as they are: a node that has them otherwise is refused as ever.
+///
+/// All marks in a message, its reply and its error count together: a node understands the names in its source,
+/// and those that these had before everything that is marked was renamed. So mark what was renamed since the
+/// release that the other nodes run, and with the next rename take the marks of the last one away. A swap of
+/// names is two marks.
+///
+/// A renamed key is the same key. Fields without names are known by their positions; they, and types as a
+/// whole, take no `was`.
 #[proc_macro_attribute]
 pub fn message(options: TokenStream, item: TokenStream) -> TokenStream {
     run(Role::Message, options, item)
@@ -32,7 +55,7 @@ pub fn message(options: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Makes a type an event: published, never answered.
 ///
-/// Options: those of `#[message]`, and `key = field`: the event then goes to the shard that owns the key.
+/// Options and former names: those of [`#[message]`](macro@message), and `key = field`: the event then goes to the shard that owns the key.
 ///
 /// ```ignore
 /// #[event(key = order)]
@@ -45,7 +68,7 @@ pub fn event(options: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Makes a type a request: sent to one handler, answered exactly once.
 ///
-/// Options: those of `#[event]`, `reply = Type` (default `()`) and `error = Type` (default `Fault`), both
+/// Options and former names: those of [`#[event]`](macro@event), `reply = Type` (default `()`) and `error = Type` (default `Fault`), both
 /// messages themselves.
 ///
 /// ```ignore

@@ -13,7 +13,11 @@ fn node(name: u16, incarnation: u64, shards: u16, messages: &[u8]) -> Arc<Node> 
         incarnation: Incarnation(incarnation),
         endpoint: std::net::SocketAddr::from(([127, 0, 0, 1], 5000 + name)).into(),
         shards,
-        handles: messages.iter().map(|number| (message(*number), 1)).collect(),
+        // Some in two layouts: that must change nothing in a view.
+        handles: messages
+            .iter()
+            .flat_map(|number| (0..1 + u64::from(number % 2)).map(|print| (message(*number), print)))
+            .collect(),
     })
 }
 
@@ -61,7 +65,7 @@ proptest! {
             let serves = |member: &Member| {
                 member.state == NodeState::Up
                     && member.node.shards > 0
-                    && member.node.fingerprint(message(number)).is_some()
+                    && member.node.serves(message(number))
             };
             let expected: Vec<u32> =
                 (0u32..).zip(view.members()).filter(|(_, member)| serves(member)).map(|(at, _)| at).collect();
@@ -207,4 +211,20 @@ fn a_member_says_who_where_how_much_and_how_it_stands() {
         up(node(2, 1, 2, &[1, 2, 3])).to_string(),
         "node2 at 127.0.0.1:5002, 2 shards, 3 messages, up"
     );
+}
+
+#[test]
+fn nodes_that_serve_a_message_in_several_layouts_own_keys_like_the_others() {
+    let with = |prints: &[u64]| {
+        let mut second = Node::clone(&node(2, 1, 1, &[]));
+        second.handles = prints.iter().map(|print| (message(0), *print)).collect();
+        let members = vec![up(node(1, 1, 1, &[0])), up(Arc::new(second)), up(node(3, 1, 1, &[0]))];
+        View::new(1, None, members, false)
+    };
+    let (one, two) = (with(&[7]), with(&[9, 7]));
+    assert_eq!(two.candidates(message(0)), &[0, 1, 2]);
+    assert_eq!(one.digest(), two.digest());
+    for key in 0..1000 {
+        assert_eq!(owner(&one, message(0), key), owner(&two, message(0), key));
+    }
 }

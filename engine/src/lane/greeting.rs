@@ -7,9 +7,13 @@
 //!   0 magic 8 | 8 version_min u16 | 10 version_max u16 | 12 shard u16 | 14 shards u16 | 16 wanted_shard u16 | 18 flags u16
 //!  20 frame_bytes_max u32 | 24 calls_max u32 | 28 contracts u32 | 32 incarnation u64 | 40 nonce 16
 //!  56 cluster: u16 + text | node: u16 + text | endpoint: u16 + text | extensions: u32 + bytes, skipped
-//!     each contract: id u64, fingerprint u64, kind u8, serves u8, name: u16 + text, fields u16
-//!         each field: fingerprint u64, path: u16 + text
+//!     each contract: id u64, kind u8, serves u8, name: u16 + text, layouts u8
+//!         each layout: fingerprint u64, fields u16
+//!             each field: fingerprint u64, path: u16 + text
 //! ```
+//!
+//! A contract has a layout for each fingerprint that the side accepts, all of the same bytes: by its present names first,
+//! then by former ones. The message passes if the two sides have a fingerprint in common.
 //!
 //! Of the flags, 1 says that the node has a cluster key; others mean nothing yet. Behind the greeting of a Welcome comes
 //! the acceptor's proof (see [`proof`](super::proof)).
@@ -19,8 +23,10 @@
 
 use std::sync::Arc;
 
-use catga_codec::limits::{CONTRACT_FIELDS_MAX, FRAME_INLINE_BYTES, MESSAGE_NAME_MAX_BYTES};
-use catga_codec::{Contract, ContractKind, FieldPrint, MessageId};
+use catga_codec::limits::{
+    CONTRACT_FIELDS_MAX, CONTRACT_LAYOUTS_MAX, FRAME_INLINE_BYTES, MESSAGE_NAME_MAX_BYTES,
+};
+use catga_codec::{Contract, ContractKind, FieldPrint, LayoutPrint, MessageId};
 use catga_discovery::{Incarnation, NodeId};
 
 use super::handshake::HandshakeError;
@@ -31,7 +37,9 @@ pub(crate) const PROTOCOL_VERSION: u16 = 1;
 pub(crate) const GREETING_BYTES_MAX: usize = 1024 * 1024;
 /// The most contracts of a greeting.
 pub(crate) const CONTRACTS_MAX: usize = 4096;
-/// The most fields listed of one contract.
+/// The most layouts of one contract.
+pub(crate) const LAYOUTS_MAX: usize = CONTRACT_LAYOUTS_MAX;
+/// The most fields listed of one layout.
 pub(crate) const FIELDS_MAX: usize = CONTRACT_FIELDS_MAX;
 /// The longest path of a field.
 pub(crate) const PATH_BYTES_MAX: usize = 4096;
@@ -45,9 +53,11 @@ pub(crate) const CALLS_MAX: u32 = 1 << 20;
 const MAGIC: [u8; 8] = *b"catga/ln";
 /// The flag of a node that has a cluster key.
 const KEYED: u16 = 1;
-const CONTRACT_BYTES_MIN: usize = 22;
+const CONTRACT_BYTES_MIN: usize = 13 + LAYOUT_BYTES_MIN;
+const LAYOUT_BYTES_MIN: usize = 10;
 const FIELD_BYTES_MIN: usize = 10;
 
+const _: () = assert!(LAYOUTS_MAX <= 255, "it travels as a byte");
 // Both travel as a u16.
 const _: () = assert!(FIELDS_MAX <= 65_535);
 const _: () = assert!(PATH_BYTES_MAX <= 65_535);
@@ -96,18 +106,16 @@ pub(crate) struct Offer {
     pub(crate) kind: ContractKind,
     /// Whether the side has a handler for it, or only sends it.
     pub(crate) serves: bool,
-    /// Covers all of its layout.
-    pub(crate) fingerprint: u64,
-    /// Its fields, to say which one differs.
-    pub(crate) fields: Vec<FieldPrint>,
+    /// What the side accepts as its layout, each fingerprint once, at least one; with the fields, to say which one differs.
+    pub(crate) layouts: Vec<LayoutPrint>,
 }
 
 impl Offer {
     /// What a greeting says of this contract.
     #[must_use]
     pub(crate) fn of(contract: &Contract, serves: bool) -> Self {
-        let Contract { id, name, kind, fingerprint, ref fields, .. } = *contract;
-        Self { id, name: name.to_owned(), kind, serves, fingerprint, fields: fields.clone() }
+        let Contract { id, name, kind, .. } = *contract;
+        Self { id, name: name.to_owned(), kind, serves, layouts: contract.layouts() }
     }
 }
 
@@ -115,7 +123,7 @@ impl Greeting {
     /// The payload of a Hello or Welcome.
     ///
     /// # Errors
-    /// [`HandshakeError::OutOfRange`], [`HandshakeError::Duplicate`]: this greeting is not one that a peer would accept.
+    /// [`HandshakeError::OutOfRange`], [`HandshakeError::Duplicate`], [`HandshakeError::Repeated`]: this greeting is not one that a peer would accept.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         self.check()?;
         let mut out = Vec::with_capacity(1024);
@@ -135,13 +143,16 @@ impl Greeting {
         out.extend_from_slice(&0u32.to_le_bytes()); // no extensions yet
         for offer in self.offers.iter() {
             out.extend_from_slice(&offer.id.0.to_le_bytes());
-            out.extend_from_slice(&offer.fingerprint.to_le_bytes());
             out.extend_from_slice(&[offer.kind as u8, u8::from(offer.serves)]);
             put_text(&mut out, &offer.name);
-            out.extend_from_slice(&(offer.fields.len() as u16).to_le_bytes());
-            for field in &offer.fields {
-                out.extend_from_slice(&field.fingerprint.to_le_bytes());
-                put_text(&mut out, &field.path);
+            out.push(offer.layouts.len() as u8);
+            for layout in &offer.layouts {
+                out.extend_from_slice(&layout.fingerprint.to_le_bytes());
+                out.extend_from_slice(&(layout.fields.len() as u16).to_le_bytes());
+                for field in &layout.fields {
+                    out.extend_from_slice(&field.fingerprint.to_le_bytes());
+                    put_text(&mut out, &field.path);
+                }
             }
         }
         within(
@@ -223,31 +234,33 @@ impl Greeting {
         within("length of the cluster name", cluster, 1, CLUSTER_NAME_BYTES_MAX, "from 1 to 128 bytes")?;
         within("length of the endpoint", self.endpoint.len(), 1, ENDPOINT_BYTES_MAX, "from 1 to 256 bytes")?;
         within("number of contracts", self.offers.len(), 0, CONTRACTS_MAX, "at most 4096")?;
-        for offer in self.offers.iter() {
-            within(
-                "length of a message name",
-                offer.name.len(),
-                1,
-                MESSAGE_NAME_MAX_BYTES,
-                "from 1 to 128 bytes",
-            )?;
-            within("number of fields of a message", offer.fields.len(), 0, FIELDS_MAX, "at most 512")?;
-            for field in &offer.fields {
-                within(
-                    "length of a field's path",
-                    field.path.len(),
-                    0,
-                    PATH_BYTES_MAX,
-                    "at most 4096 bytes",
-                )?;
-            }
-        }
+        self.offers.iter().try_for_each(Offer::check)?;
         let mut ids: Vec<MessageId> = self.offers.iter().map(|offer| offer.id).collect();
         ids.sort_unstable();
         match ids.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(HandshakeError::Duplicate(pair[0])),
             None => Ok(()),
         }
+    }
+}
+
+impl Offer {
+    /// What holds for each contract of a greeting.
+    fn check(&self) -> Result<(), HandshakeError> {
+        let name = self.name.len();
+        within("length of a message name", name, 1, MESSAGE_NAME_MAX_BYTES, "from 1 to 128 bytes")?;
+        within("number of layouts of a message", self.layouts.len(), 1, LAYOUTS_MAX, "from 1 to 8")?;
+        for (place, layout) in self.layouts.iter().enumerate() {
+            if self.layouts[..place].iter().any(|other| other.fingerprint == layout.fingerprint) {
+                return Err(HandshakeError::Repeated(self.id));
+            }
+            within("number of fields of a message", layout.fields.len(), 0, FIELDS_MAX, "at most 512")?;
+            for field in &layout.fields {
+                let path = field.path.len();
+                within("length of a field's path", path, 0, PATH_BYTES_MAX, "at most 4096 bytes")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -317,7 +330,6 @@ impl<'a> Reader<'a> {
 
     fn offer(&mut self) -> Result<Offer, HandshakeError> {
         let id = MessageId(self.u64("a message id")?);
-        let fingerprint = self.u64("a fingerprint")?;
         let [kind, serves] = self.array("a contract")?;
         let kind = match kind {
             0 => ContractKind::Request,
@@ -332,6 +344,17 @@ impl<'a> Reader<'a> {
         };
         within("serving mark", serves.into(), 0, 1, "0 or 1")?;
         let name = self.text("message name", MESSAGE_NAME_MAX_BYTES)?.to_owned();
+        let [count] = self.array("the number of layouts")?;
+        let count = self.counted("number of layouts", count.into(), LAYOUTS_MAX, LAYOUT_BYTES_MIN)?;
+        let mut layouts = Vec::with_capacity(count);
+        for _ in 0..count {
+            layouts.push(self.layout()?);
+        }
+        Ok(Offer { id, name, kind, serves: serves != 0, layouts })
+    }
+
+    fn layout(&mut self) -> Result<LayoutPrint, HandshakeError> {
+        let fingerprint = self.u64("a fingerprint")?;
         let count = usize::from(self.u16("the number of fields")?);
         let count = self.counted("number of fields", count, FIELDS_MAX, FIELD_BYTES_MIN)?;
         let mut fields = Vec::with_capacity(count);
@@ -340,6 +363,6 @@ impl<'a> Reader<'a> {
             let path = self.text("path of a field", PATH_BYTES_MAX)?.to_owned();
             fields.push(FieldPrint { path, fingerprint });
         }
-        Ok(Offer { id, name, kind, serves: serves != 0, fingerprint, fields })
+        Ok(LayoutPrint { fingerprint, fields })
     }
 }

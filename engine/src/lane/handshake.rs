@@ -5,12 +5,13 @@
 //! greetings, so they agree on the same things; and both prove that they have seen them, with the cluster's key, before
 //! the lane opens: see [`opening`](super::opening).
 //!
-//! A contract that differs does not end the lane: that one message is refused, with the first field that differs, and
-//! all others pass. So a cluster can be updated node by node, and a message is never misread.
+//! A message passes if the two sides have a fingerprint of its layout in common: each names all that it accepts. A contract
+//! that differs does not end the lane: that one message is refused, with the first field that differs, and all others
+//! pass. So a cluster can be updated node by node, and a message is never misread.
 
 use std::sync::Arc;
 
-use catga_codec::{Contract, ContractKind, MessageId};
+use catga_codec::{Contract, ContractKind, MessageId, first_difference};
 use catga_discovery::{Incarnation, Node, NodeId, NodeIdError};
 
 use super::close::CloseReason;
@@ -65,6 +66,9 @@ pub(crate) enum HandshakeError {
     /// One message is listed twice.
     #[error("the greeting lists message {0} twice; two types must not share a name and version")]
     Duplicate(MessageId),
+    /// One fingerprint is listed twice for a message.
+    #[error("the greeting lists a layout of message {0} twice; the peer, or something between, is faulty")]
+    Repeated(MessageId),
     /// No protocol version in common.
     #[error("this node speaks protocol versions {ours:?}, the peer {theirs:?}; update the older one")]
     Version {
@@ -134,7 +138,8 @@ impl HandshakeError {
             | Self::NotText { .. }
             | Self::OutOfRange { .. }
             | Self::BadNodeId(_)
-            | Self::Duplicate(_) => CloseReason::MalformedGreeting,
+            | Self::Duplicate(_)
+            | Self::Repeated(_) => CloseReason::MalformedGreeting,
             Self::Version { .. } => CloseReason::VersionMismatch,
             Self::Cluster { .. } => CloseReason::ClusterMismatch,
             Self::Myself(_) => CloseReason::ConnectedToSelf,
@@ -176,7 +181,7 @@ pub(crate) struct Agreement {
 /// Whether a message may pass between the two sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Both have the same contract.
+    /// Both have a layout of it in common.
     Accepted {
         /// Whether the peer has a handler for it.
         peer_serves: bool,
@@ -193,14 +198,18 @@ impl Agreement {
     #[must_use]
     pub(crate) fn node(&self) -> Option<Node> {
         let served = self.offers.iter().filter(|offer| offer.serves);
+        let layouts = |offer: &Offer| -> Vec<(MessageId, u64)> {
+            offer.layouts.iter().map(|layout| (offer.id, layout.fingerprint)).collect()
+        };
         Some(Node {
             id: self.peer.clone(),
             incarnation: self.incarnation,
             endpoint: self.endpoint.parse().ok()?,
             shards: self.peer_shards,
-            handles: served.map(|offer| (offer.id, offer.fingerprint)).collect(),
+            handles: served.flat_map(layouts).collect(),
         })
     }
+
     /// The verdict on a contract that this side's greeting did not list, because it only sends the message; `None` if
     /// the peer's did not either. Slow: keep the answer.
     #[must_use]
@@ -305,7 +314,7 @@ impl Offer {
         }
     }
 
-    /// Why this contract and the peer's must not meet; `None` if they are equal.
+    /// Why this contract and the peer's must not meet; `None` if they have a layout in common.
     fn difference(&self, theirs: &Self, explain: bool) -> Option<String> {
         if self.kind != theirs.kind {
             return Some(format!(
@@ -318,19 +327,11 @@ impl Offer {
         if self.name != theirs.name {
             return Some(format!("`{}` here and `{}` there have the same id", self.name, theirs.name));
         }
-        if self.fingerprint == theirs.fingerprint {
+        let is_theirs = |print| theirs.layouts.iter().any(|layout| layout.fingerprint == print);
+        if self.layouts.iter().any(|layout| is_theirs(layout.fingerprint)) {
             return None;
         }
-        // The codec compares contracts; of ours only the fields count for that.
-        let ours = Contract {
-            id: self.id,
-            name: "",
-            version: 0,
-            kind: self.kind,
-            fingerprint: self.fingerprint,
-            fields: self.fields.clone(),
-        };
-        let first = if explain { ours.first_difference(&theirs.fields) } else { None };
+        let first = if explain { first_difference(&self.layouts, &theirs.layouts) } else { None };
         Some(first.unwrap_or_else(|| format!("`{}` has another layout", self.name)))
     }
 }

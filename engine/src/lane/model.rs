@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use catga_codec::limits::HEADER_BYTES;
-use catga_codec::{CallId, ContractKind, FieldPrint, Flags, Header, Kind, MessageId, padded};
+use catga_codec::{CallId, ContractKind, FieldPrint, Flags, Header, Kind, LayoutPrint, MessageId, padded};
 use catga_discovery::{Incarnation, NodeId};
 
 use super::buffer::ReceiveBuffer;
@@ -33,13 +33,16 @@ use crate::time::Time;
 
 /// A greeting with two offers, of node `name`.
 pub(crate) fn greeting(name: &str) -> Greeting {
+    let layout = |name: &str, fingerprint| LayoutPrint {
+        fingerprint,
+        fields: vec![FieldPrint { path: format!("{name}.id"), fingerprint }],
+    };
     let offer = |name: &str, kind, fingerprint| Offer {
         id: MessageId::of(name, 1),
         name: name.to_owned(),
         kind,
         serves: true,
-        fingerprint,
-        fields: vec![FieldPrint { path: format!("{name}.id"), fingerprint }],
+        layouts: vec![layout(name, fingerprint)],
     };
     Greeting {
         version_min: PROTOCOL_VERSION,

@@ -71,10 +71,13 @@ pub(crate) fn greeting(cluster: &str, node: &str, keyed: bool, offers: &[Contrac
     out.extend_from_slice(&0u32.to_le_bytes()); // extensions
     for offer in offers {
         out.extend_from_slice(&offer.id.0.to_le_bytes());
-        out.extend_from_slice(&offer.fingerprint.to_le_bytes());
         out.extend_from_slice(&[offer.kind as u8, 1]);
         put_text(&mut out, offer.name);
-        out.extend_from_slice(&0u16.to_le_bytes()); // fields
+        out.push(offer.accepts().count() as u8); // layouts
+        for fingerprint in offer.accepts() {
+            out.extend_from_slice(&fingerprint.to_le_bytes());
+            out.extend_from_slice(&0u16.to_le_bytes()); // fields
+        }
     }
     out
 }

@@ -1,11 +1,13 @@
 //! Greetings survive the wire, and nothing that a hostile peer writes does harm.
 
-use catga_codec::{ContractKind, FieldPrint, MessageId};
+use std::collections::BTreeMap;
+
+use catga_codec::{Contract, ContractKind, FieldPrint, LayoutPrint, MessageId};
 use catga_discovery::{Incarnation, NodeId};
 use proptest::prelude::*;
 
 use crate::lane::close::CloseReason;
-use crate::lane::greeting::{CALLS_MAX, Greeting, Offer};
+use crate::lane::greeting::{CALLS_MAX, Greeting, LAYOUTS_MAX, Offer};
 use crate::lane::handshake::HandshakeError;
 use crate::lane::model::{fuzz_handshake, greeting};
 
@@ -13,16 +15,20 @@ fn any_offer() -> impl Strategy<Value = Offer> {
     let field =
         ("[a-zA-Z_. ]{0,40}", any::<u64>()).prop_map(|(path, fingerprint)| FieldPrint { path, fingerprint });
     let fields = proptest::collection::vec(field, 0..6);
-    (any::<u64>(), "[a-zà-ü_]{1,30}", any::<bool>(), any::<bool>(), any::<u64>(), fields).prop_map(
-        |(id, name, event, serves, fingerprint, fields)| Offer {
+    let layouts = proptest::collection::btree_map(any::<u64>(), fields, 1..=LAYOUTS_MAX);
+    (any::<u64>(), "[a-zà-ü_]{1,30}", any::<bool>(), any::<bool>(), layouts).prop_map(
+        |(id, name, event, serves, layouts)| Offer {
             id: MessageId(id),
             name,
             kind: if event { ContractKind::Event } else { ContractKind::Request },
             serves,
-            fingerprint,
-            fields,
+            layouts: listed(layouts),
         },
     )
+}
+
+fn listed(layouts: BTreeMap<u64, Vec<FieldPrint>>) -> Vec<LayoutPrint> {
+    layouts.into_iter().map(|(fingerprint, fields)| LayoutPrint { fingerprint, fields }).collect()
 }
 
 prop_compose! {
@@ -156,4 +162,77 @@ fn one_message_is_listed_once() {
     let mut twice = greeting("there");
     twice.offers = [twice.offers[0].clone(), twice.offers[0].clone()].into();
     assert_eq!(twice.encode(), Err(HandshakeError::Duplicate(twice.offers[0].id)));
+}
+
+/// A greeting whose one message has these layouts, without fields, as bytes that nobody checked.
+fn listing(fingerprints: &[u64]) -> Vec<u8> {
+    let mut payload = Greeting { offers: [].into(), ..greeting("there") }.encode().unwrap();
+    payload[28..32].copy_from_slice(&1u32.to_le_bytes());
+    payload.extend_from_slice(&7u64.to_le_bytes());
+    payload.extend_from_slice(&[0, 1, 1, 0, b'm']);
+    payload.push(fingerprints.len() as u8);
+    for print in fingerprints {
+        payload.extend_from_slice(&print.to_le_bytes());
+        payload.extend_from_slice(&0u16.to_le_bytes());
+    }
+    payload
+}
+
+#[test]
+fn a_message_has_from_one_to_eight_layouts_and_each_of_them_once() {
+    for count in 1..=8 {
+        let prints: Vec<u64> = (0..count).collect();
+        let read = Greeting::decode(&listing(&prints)).unwrap();
+        assert_eq!(
+            read.offers[0].layouts.iter().map(|layout| layout.fingerprint).collect::<Vec<_>>(),
+            prints
+        );
+        assert_eq!(read.encode().unwrap(), listing(&prints));
+    }
+    // Bytes of another message follow, so that nothing is missing but the layouts.
+    let mut none = listing(&[]);
+    none[28..32].copy_from_slice(&2u32.to_le_bytes());
+    none.extend_from_slice(&listing(&[1, 2, 3])[listing(&[]).len() - 14..]);
+    assert_eq!(out_of_range(&none), "number of layouts of a message");
+    assert_eq!(out_of_range(&listing(&[1, 2, 3, 4, 5, 6, 7, 8, 9])), "number of layouts");
+    for twice in [&[4, 4][..], &[1, 2, 3, 1]] {
+        let error = Greeting::decode(&listing(twice)).unwrap_err();
+        assert_eq!(error, HandshakeError::Repeated(MessageId(7)));
+        assert_eq!(error.close_reason(), CloseReason::MalformedGreeting);
+    }
+    let mut ours = greeting("there");
+    let mut offers = ours.offers.to_vec();
+    offers[0].layouts.clear();
+    ours.offers = offers.into();
+    assert!(matches!(ours.encode(), Err(HandshakeError::OutOfRange { .. })));
+}
+
+#[test]
+fn a_count_of_layouts_or_fields_beyond_the_bytes_is_refused() {
+    let whole = listing(&[1, 2]);
+    let mut more = whole.clone();
+    let count = whole.len() - 21;
+    more[count] = 3;
+    assert_eq!(Greeting::decode(&more), Err(HandshakeError::Truncated { what: "number of layouts" }));
+    let mut fields = whole;
+    let at = fields.len() - 2;
+    fields[at..].copy_from_slice(&9u16.to_le_bytes());
+    assert_eq!(Greeting::decode(&fields), Err(HandshakeError::Truncated { what: "number of fields" }));
+}
+
+#[test]
+fn an_offer_lists_the_present_layout_and_then_the_former() {
+    let layout = |fingerprint| LayoutPrint { fingerprint, fields: Vec::new() };
+    let contract = Contract {
+        id: MessageId(1),
+        name: "place",
+        version: 1,
+        kind: ContractKind::Request,
+        fingerprint: 9,
+        fields: Vec::new(),
+        former: Some(layout(3)),
+    };
+    assert_eq!(Offer::of(&contract, true).layouts, [layout(9), layout(3)]);
+    let unchanged = Contract { former: None, ..contract };
+    assert_eq!(Offer::of(&unchanged, true).layouts, [layout(9)]);
 }

@@ -1,6 +1,6 @@
 //! What two greetings come to, and what keeps them apart.
 
-use catga_codec::{Contract, ContractKind, FieldPrint, MessageId};
+use catga_codec::{Contract, ContractKind, FieldPrint, LayoutPrint, MessageId};
 use catga_discovery::NodeId;
 
 use crate::lane::close::CloseReason;
@@ -66,7 +66,7 @@ fn what_cannot_come_together_says_why() {
 /// A contract with one field.
 fn contract(name: &'static str, kind: ContractKind, path: &str, fingerprint: u64) -> Contract {
     let fields = vec![FieldPrint { path: path.to_owned(), fingerprint }];
-    Contract { id: MessageId::of(name, 1), name, version: 1, kind, fingerprint, fields }
+    Contract { id: MessageId::of(name, 1), name, version: 1, kind, fingerprint, fields, former: None }
 }
 
 #[test]
@@ -107,4 +107,72 @@ fn a_request_is_not_an_event_of_the_same_name() {
     let refused = |text: &str| Some(Verdict::Refused { difference: text.to_owned() });
     assert_eq!(texts[0], refused("`place` is a request here and an event there"));
     assert_eq!(texts[1], refused("`placed` here and `collides` there have the same id"));
+}
+
+/// What one release after the other says of a message whose one field was renamed in each: its name, and its former one.
+fn release(number: usize) -> Contract {
+    let paths = ["place.a", "place.b", "place.c", "place.d"];
+    let path = |number: usize| FieldPrint { path: paths[number].to_owned(), fingerprint: 64 };
+    let former = number
+        .checked_sub(1)
+        .map(|former| LayoutPrint { fingerprint: former as u64, fields: vec![path(former)] });
+    let fields = vec![path(number)];
+    Contract { former, fields, ..contract("place", ContractKind::Request, paths[number], number as u64) }
+}
+
+#[test]
+fn a_message_passes_where_the_sets_of_fingerprints_meet_and_nowhere_else() {
+    for here in 0..4 {
+        for there in 0..4 {
+            let (ours, theirs) = (release(here), release(there));
+            let (mut left, mut right) = (greeting("here"), greeting("there"));
+            left.offers = [Offer::of(&ours, true)].into();
+            right.offers = [Offer::of(&theirs, true)].into();
+            let agreement = dial(&left, &right).unwrap();
+            let verdicts = [agreement.verdict(ours.id).cloned(), agreement.judge(&ours)];
+            let accepted = Some(Verdict::Accepted { peer_serves: true });
+            for verdict in verdicts {
+                assert_eq!(verdict == accepted, here.abs_diff(there) < 2, "{here} and {there}: {verdict:?}");
+            }
+            // The node in the view has all of them, under one message.
+            let handles = agreement.node().unwrap().handles;
+            assert_eq!(handles, theirs.accepts().map(|print| (ours.id, print)).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn two_nodes_that_renamed_from_one_former_name_agree_by_it() {
+    let former = release(0).layouts().remove(0);
+    let renamed = |path, print| Contract {
+        former: Some(former.clone()),
+        ..contract("place", ContractKind::Request, path, print)
+    };
+    let (mut left, mut right) = (greeting("here"), greeting("there"));
+    left.offers = [Offer::of(&renamed("place.cents", 11), true)].into();
+    right.offers = [Offer::of(&renamed("place.pence", 12), true)].into();
+    let agreement = dial(&left, &right).unwrap();
+    assert_eq!(agreement.verdict(release(0).id), Some(&Verdict::Accepted { peer_serves: true }));
+}
+
+#[test]
+fn beside_a_rename_the_field_that_differs_is_named() {
+    let differing = |number: usize, print: u64| {
+        let Contract { mut fields, mut former, .. } = release(number);
+        let tax = |print| FieldPrint { path: "place.tax".to_owned(), fingerprint: print };
+        fields.push(tax(print));
+        if let Some(former) = &mut former {
+            former.fields.push(tax(print));
+            former.fingerprint += 100 * print;
+        }
+        Contract { fields, former, fingerprint: number as u64 + 100 * print, ..release(number) }
+    };
+    let (old, new) = (differing(1, 7), differing(2, 8));
+    for (ours, theirs) in [(&old, &new), (&new, &old)] {
+        let (mut left, mut right) = (greeting("here"), greeting("there"));
+        left.offers = [Offer::of(ours, true)].into();
+        right.offers = [Offer::of(theirs, true)].into();
+        let difference = "place.tax differs in type or order (by former names)".to_owned();
+        assert_eq!(dial(&left, &right).unwrap().verdict(old.id), Some(&Verdict::Refused { difference }));
+    }
 }
