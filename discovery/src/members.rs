@@ -222,13 +222,14 @@ impl Members {
         forget.chain(rivals).min()
     }
 
-    /// Whether a node is not up, or a target has no node: then names are worth asking for again soon.
+    /// Whether nobody else is known, a node is not up, or a target has no node: then names are worth asking for again soon. Of
+    /// nodes that start together the first to ask may find nobody but itself behind the name.
     #[must_use]
     pub fn lacks_someone(&self) -> bool {
         let up = |known: &Known| known.member.state == NodeState::Up;
         let has_node =
             |target: &Target| self.known.values().any(|known| up(known) && is_at(&known.member.node, target));
-        !self.known.values().all(up) || !self.targets.iter().all(has_node)
+        self.known.is_empty() || !self.known.values().all(up) || !self.targets.iter().all(has_node)
     }
 
     fn take_refusals(&mut self) {

@@ -153,7 +153,8 @@ pub use catga_discovery::members::NODES_MAX;
 /// A node with which no shard has had a lane for so long is forgotten, unless it is in the list or behind the name.
 pub use catga_discovery::members::GONE_AFTER;
 
-/// The pause between two lookups of the name of the cluster's nodes, while one of them is not up or the last had no answer.
+/// The pause between two lookups of the name of the cluster's nodes, while one of them is not up, nobody else is known, or the
+/// last had no answer.
 pub const LOOKUP_SOON: Duration = Duration::from_secs(5);
 
 /// The pause between two lookups of the name of the cluster's nodes, while all of them are up.
