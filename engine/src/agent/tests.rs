@@ -262,6 +262,7 @@ fn what_is_wrong_with_the_cluster_is_counted() {
     let many = (1..=crate::limits::NODES_MAX as u16 + 2).collect::<Vec<_>>();
     say(&mut ends[1], lanes(&many));
     agent.round(at(6));
+    agent.round(at(7));
     let stats = agent.board().stats();
     assert_eq!((stats.targets_refused, stats.ids_shared, stats.nodes_ignored), (1, 1, 2));
 }
