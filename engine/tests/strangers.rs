@@ -244,6 +244,26 @@ fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
 }
 
 #[test]
+fn who_has_greeted_takes_no_room_from_those_who_greet() {
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let hello = greeting("catga", "slow", false, &[]);
+    let mut slow = Peer::dial(common::address(&b));
+    // More than may greet at once, but one after the other: some stay, some go again.
+    let mut stay = Vec::new();
+    for number in 0..300 {
+        let mut peer = Peer::hello(common::address(&b), "catga", &format!("x{number}"));
+        assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+        if number % 3 > 0 {
+            stay.push(peer);
+        }
+    }
+    eventually("all have opened", || b.stats().sum(|shard| shard.lanes_opened) == 300);
+    slow.send(Header::new(Kind::Hello), &hello);
+    assert_eq!(slow.frame().expect("it was not closed for the others").0.kind, Kind::Welcome);
+    assert_eq!(refused(&b), 0);
+}
+
+#[test]
 fn where_nobody_listens_and_where_strangers_do_nothing_is_sent() {
     log();
     // Something that takes connections and answers with what is no greeting.

@@ -159,6 +159,11 @@ impl LaneIo {
         !self.settled && self.machine.closed().is_some()
     }
 
+    /// Whether it has neither opened nor ended.
+    pub(super) fn greets(&self) -> bool {
+        !self.is_open && !self.settled
+    }
+
     /// Reads once. Gives the buffer out, so that its frames can be handled without borrowing the lane.
     pub(super) fn read(&mut self, key: LaneKey, world: &mut dyn World, now: Time) -> Read {
         self.ready = false;

@@ -71,7 +71,7 @@ pub(crate) struct Lanes {
     unsent: Vec<LaneKey>,
     waited: Vec<LaneKey>,
     closing: Vec<LaneKey>,
-    /// Connections made to this shard that have not proven anything yet, the oldest first.
+    /// Connections made to this shard, the oldest first: all that have not proven anything yet, and some that have since.
     greeting: VecDeque<LaneKey>,
     /// A lane has ended and nobody has taken note.
     news: bool,
