@@ -120,6 +120,9 @@ pub const REDIAL_MIN: Duration = Duration::from_millis(20);
 /// The longest pause before a lost lane is dialled again.
 pub const REDIAL_MAX: Duration = Duration::from_secs(2);
 
+/// Room that was granted to a call that waited for it is kept so long if the call does not come; then others get it.
+pub const GRANT_PATIENCE: Duration = Duration::from_millis(1);
+
 /// After so long an attempt to connect counts as one that may fail: calls that can go elsewhere do.
 pub const DIAL_PATIENCE: Duration = Duration::from_millis(50);
 

@@ -419,8 +419,8 @@ impl Lanes {
 
     /// The calls that waited for a lane that has ended look for another way.
     pub(crate) fn take_waiting(&mut self, key: LaneKey) {
-        let waiting = self.with(key, |lane| std::mem::take(&mut lane.waiting)).unwrap_or_default();
-        self.again.extend(waiting);
+        let waiting = self.with(key, |lane| lane.line.dissolve());
+        self.again.extend(waiting.into_iter().flatten());
     }
 
     /// When a lane or a dial next wants something.
@@ -501,7 +501,7 @@ impl Lanes {
     /// For tests that look from outside whether bounds are kept.
     pub(crate) fn census(&self) -> super::peers::Census {
         let of_peers = self.peers.census();
-        let lanes = self.all().map(|lane| lane.waiting.len()).max().unwrap_or(0);
+        let lanes = self.all().map(|lane| lane.line.len()).max().unwrap_or(0);
         let waiting_max = of_peers.waiting_max.max(lanes).max(self.unresolved.len()).max(self.again.len());
         let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
         super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }

@@ -143,8 +143,10 @@ impl Shard {
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);
         self.tell_contacts();
         self.core.resolve_again();
+        self.core.lanes.borrow_mut().begin_round(now, |call| self.core.calls.borrow_mut().is_told(call));
         loop {
-            let granted = self.core.lanes.borrow_mut().grant();
+            let live = |call| self.core.calls.borrow_mut().waiting(call).is_some();
+            let granted = self.core.lanes.borrow_mut().grant(now, live);
             let Some((call, frame)) = granted else { break };
             self.core.granted(call, frame);
         }

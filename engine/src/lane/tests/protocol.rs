@@ -238,7 +238,7 @@ fn a_call_takes_credit_and_its_answer_gives_it_back() {
     let (mut here, mut there) = open();
     let mut offset = here.sent_total();
     for slot in 0..8 {
-        assert!(here.may_call());
+        assert!(here.may_call_after(0, 0));
         let queued = here.send(header(Kind::Request, slot), &Fault::new("x".repeat(slot as usize))).unwrap();
         assert_eq!(queued, Queued { offset });
         offset = here.sent_total() + here.unsent().len() as u64;
@@ -256,7 +256,7 @@ fn a_call_takes_credit_and_its_answer_gives_it_back() {
     }
     assert_eq!(pump(&mut there, &mut here, START).0.len(), 5);
     assert_eq!((here.unanswered(), there.owed()), (3, 3));
-    assert!(here.may_call() && !here.is_idle());
+    assert!(here.may_call_after(0, 0) && !here.is_idle());
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn requests_wait_where_answers_still_pass() {
     }
     pump(&mut there, &mut here, START);
     while here.forward(Header::new(Kind::Event), &[0; 1000]).is_ok() {}
-    assert!(here.is_congested() && !here.may_call() && here.is_open());
+    assert!(here.is_congested() && !here.may_call_after(0, 0) && here.is_open());
     assert_eq!(here.forward(header(Kind::Request, 1), &[]), Err(SendError::Full));
     assert!(here.forward(header(Kind::Cancel, 1), &[]).is_ok(), "a cancel takes work off the peer");
     for slot in 0..8 {
@@ -298,7 +298,7 @@ fn requests_wait_where_answers_still_pass() {
     assert!(here.unsent().len() > Bounds::of(&config("here")).asks);
     let (headers, closed) = pump(&mut here, &mut there, START);
     assert!(closed.is_none() && headers.iter().filter(|header| header.kind == Kind::Reply).count() == 8);
-    assert!(here.may_call());
+    assert!(here.may_call_after(0, 0));
 }
 
 #[test]
