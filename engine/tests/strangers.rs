@@ -137,7 +137,7 @@ fn what_is_no_greeting_of_this_cluster_is_turned_away_with_its_reason() {
 }
 
 #[test]
-fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to() {
+fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to_and_what_moved_on_it() {
     log();
     let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
     let mut peer = Peer::hello(common::address(&b), "catga", "the-other-node");
@@ -148,6 +148,7 @@ fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to() {
     drop(peer);
     let line = line_about(address);
     assert!(line.contains("\"the-other-node\""), "{line}");
+    assert!(line.contains("\"disconnected\"") && line.contains(" bytes sent, "), "{line}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::call::waiting::Waiting;
 use crate::choice::Served;
 use crate::error::Refusal;
 use crate::lane::buffer::ReceiveBuffer;
-use crate::lane::close::{CloseReason, Closed, LaneStats};
+use crate::lane::close::{CloseReason, Closed, Traffic};
 use crate::lane::events::Events;
 use crate::lane::greeting::Greeting;
 use crate::lane::handshake::Verdict;
@@ -94,7 +94,6 @@ pub(crate) struct Lanes {
     /// Events for other nodes.
     pub(super) events: Events,
     contacts_changed: bool,
-    pub(crate) stats: LaneStats,
     pub(super) draws: u64,
 }
 
@@ -102,6 +101,7 @@ pub(crate) struct Lanes {
 pub(crate) struct Ended {
     pub(crate) key: LaneKey,
     pub(crate) closed: Closed,
+    pub(crate) traffic: Traffic,
 }
 
 /// What is done with a lane that has just opened.
@@ -146,7 +146,6 @@ impl Lanes {
             again: Vec::new(),
             events: Events::default(),
             contacts_changed,
-            stats: LaneStats::default(),
             draws: jitter,
         }
     }
@@ -344,11 +343,11 @@ impl Lanes {
                 next = next.min(lane.next_tick());
                 let closed = lane.machine.closed().filter(|_| !lane.settled);
                 lane.settled |= closed.is_some();
-                closed
+                closed.map(|closed| (closed, lane.machine.traffic()))
             });
-            if let Some(Some(closed)) = closed {
+            if let Some(Some((closed, traffic))) = closed {
                 self.settle(key, closed, now);
-                ended.push(Ended { key, closed });
+                ended.push(Ended { key, closed, traffic });
             }
         }
         self.tick_at = next.max(now + TICK_INTERVAL);
@@ -394,7 +393,6 @@ impl Lanes {
             self.closing.swap_remove(place);
             if let Some(lane) = self.remove(key) {
                 world.forget(&*lane.stream);
-                lane.machine.report(&mut self.stats);
             }
         }
     }

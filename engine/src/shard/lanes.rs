@@ -127,9 +127,10 @@ impl Shard {
             lanes.publish_early(now);
         }
         self.core.count_told();
-        for Ended { key, closed } in ended.drain(..) {
+        for Ended { key, closed, traffic } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
-            tracing::info!(peer, node, %closed, "a lane has ended");
+            let reason = closed.reason.label();
+            tracing::info!(peer, node, reason, %closed, %traffic, "a lane has ended");
             if closed.reason.breaks_a_rule() {
                 self.core.counters.lanes_refused.add(1);
             }
