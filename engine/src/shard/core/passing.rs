@@ -48,13 +48,8 @@ impl Core {
         {
             return self.begin_now(call, frame, deadline, contract);
         }
-        match self.destination_of(&frame, contract, choice, Some(call)) {
-            Destination::Nowhere(reason) => {
-                pool::give(frame);
-                self.complete(call, Ending::NotSent(reason), |_| ());
-            }
-            destination => self.pass(destination, call, frame, deadline, Try::Granted),
-        }
+        let destination = self.destination_of(&frame, contract, choice, Some(call));
+        self.pass(destination, call, frame, deadline, Try::Granted);
     }
 
     fn destination_of(
