@@ -20,7 +20,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt, mem,
     sync::Arc,
     time::Duration,
@@ -39,7 +39,8 @@ pub const GONE_AFTER: Duration = Duration::from_secs(30);
 /// Two nodes that both have lanes under one id for so long are an error, and not a restart.
 pub const RIVALS_AFTER: Duration = Duration::from_secs(3);
 
-/// Nodes that are known at once, besides this one. One more is not taken, with a notice.
+/// Nodes that are known at once, besides this one. One more is not taken, with a notice: one for each such node, and for as
+/// many of them at most.
 pub const NODES_MAX: usize = 4096;
 
 /// The nodes that this one knows, and how it stands with each.
@@ -57,6 +58,8 @@ pub struct Members {
     refused: Vec<(Target, Refused)>,
     known: BTreeMap<NodeId, Known>,
     rivals: BTreeMap<(NodeId, Incarnation), Rival>,
+    /// Nodes that were not taken, with a notice; at most [`NODES_MAX`].
+    ignored: BTreeSet<NodeId>,
     formed: bool,
     epoch: u64,
     now: Duration,
@@ -99,7 +102,7 @@ pub enum Notice {
     ThisNode(Target),
     /// Two nodes live under one id: the one that is taken for it, and the one that is ignored.
     TwoLives(Arc<Node>, Arc<Node>),
-    /// There are [`NODES_MAX`] nodes already: this one is ignored.
+    /// There are [`NODES_MAX`] nodes already: this one is ignored. Said once for each, until it is taken after all.
     TooMany(Arc<Node>),
 }
 
@@ -146,6 +149,7 @@ impl Members {
             refused: Vec::new(),
             known: BTreeMap::new(),
             rivals: BTreeMap::new(),
+            ignored: BTreeSet::new(),
             formed: false,
             epoch: 0,
             now: Duration::ZERO,
@@ -222,13 +226,14 @@ impl Members {
         forget.chain(rivals).min()
     }
 
-    /// Whether a node is not up, or a target has no node: then names are worth asking for again soon.
+    /// Whether nobody else is known, a node is not up, or a target has no node: then names are worth asking for again soon. Of
+    /// nodes that start together the first to ask may find nobody but itself behind the name.
     #[must_use]
     pub fn lacks_someone(&self) -> bool {
         let up = |known: &Known| known.member.state == NodeState::Up;
         let has_node =
             |target: &Target| self.known.values().any(|known| up(known) && is_at(&known.member.node, target));
-        !self.known.values().all(up) || !self.targets.iter().all(has_node)
+        self.known.is_empty() || !self.known.values().all(up) || !self.targets.iter().all(has_node)
     }
 
     fn take_refusals(&mut self) {
@@ -309,12 +314,13 @@ impl Members {
                     }
                 }
                 Entry::Vacant(entry) if room => {
+                    self.ignored.remove(&node.id);
                     entry.insert(Known::new(node.clone()));
                 }
+                // Once for each: its lanes are news again and again. When even this list is full, nobody needs more names.
                 Entry::Vacant(_) => {
-                    let notice = Notice::TooMany(node.clone());
-                    if !self.notices.contains(&notice) {
-                        self.notices.push(notice);
+                    if self.ignored.len() < NODES_MAX && self.ignored.insert(node.id.clone()) {
+                        self.notices.push(Notice::TooMany(node.clone()));
                     }
                 }
             }

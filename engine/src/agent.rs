@@ -17,19 +17,16 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, Thread};
 
-use catga_discovery::sync::atomic::{AtomicBool, Ordering};
 use catga_discovery::{
     Contacts, Endpoint, KEEPER, Members, Node, Notice, Publisher, Subscriber, Target, View, mailbox,
 };
 
 use crate::limits::{LOOKUP_REST, LOOKUP_SOON};
 use crate::nodes::Board;
+use crate::rounds::{Rounds, STACK_BYTES};
 use crate::time::Time;
-
-/// Room to log; wakers of other runtimes run on it too, and the system's resolver on its like.
-const STACK_BYTES: usize = 256 * 1024;
 
 /// Whom to keep a lane to: for the shard that does.
 #[derive(Debug)]
@@ -280,40 +277,21 @@ impl Agent {
 
 /// The thread of an agent. Dropping it ends the thread, which never waits for anything but to be woken.
 pub(crate) struct AgentThread {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _rounds: Rounds,
 }
 
 impl AgentThread {
     /// Must come before any shard is started: none of them wakes a thread that it does not know of.
     pub(crate) fn start(mut agent: Agent) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, waker) = (stop.clone(), agent.waker.clone());
-        let thread = thread::Builder::new().name("catga-discovery".into()).stack_size(STACK_BYTES).spawn(
-            move || {
-                // The resolver's threads may be faster than the one that starts this one.
-                agent.waker.0.get_or_init(thread::current);
-                // Acquire: pairs with the Release in `drop`; the unpark that follows it ends the wait.
-                while !stopped.load(Ordering::Acquire) {
-                    let next = agent.round(Time::read());
-                    thread::park_timeout(next.since(Time::read()));
-                }
-            },
-        )?;
-        waker.0.get_or_init(|| thread.thread().clone());
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for AgentThread {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release); // pairs with the Acquire in the thread's loop
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the discovery agent's thread ended by a panic");
-            }
-        }
+        let waker = agent.waker.clone();
+        let rounds = Rounds::start("catga-discovery", move || {
+            // The resolver's threads may be faster than the one that starts this one.
+            agent.waker.0.get_or_init(thread::current);
+            let next = agent.round(Time::read());
+            next.since(Time::read())
+        })?;
+        waker.0.get_or_init(|| rounds.waker().clone());
+        Ok(Self { _rounds: rounds })
     }
 }
 

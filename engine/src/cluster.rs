@@ -61,8 +61,8 @@ impl List {
     }
 
     /// The nodes are all addresses behind `name`, which is `host:port`: the name is resolved every 30 s, and every 5 s
-    /// while a node is missing. This node's own address may be among them. A lookup that fails is logged and counted; the
-    /// last answer stands.
+    /// while a node is missing or this one knows nobody else. This node's own address may be among them. A lookup that
+    /// fails is logged and counted; the last answer stands.
     pub fn dns(name: impl Into<String>) -> Self {
         Self::from(Source::Name(name.into()))
     }

@@ -91,16 +91,16 @@ reasons! {
         TooManyCalls = 2 => "this shard has as many calls in flight as it may; wait for some, or raise the bound with `calls_max`",
         /// The ring, inbox or lane is full and the caller did not want to wait.
         Full = 3 => "the way to the handler is full; try again after some answers have come back",
-        /// No service here and no connected node handles the message.
-        NoHandler = 4 => "nothing reachable handles this message; register a handler for it, or check that a node which has one is connected",
+        /// No service here and no connected node handles the message; or not the one that the route names.
+        NoHandler = 4 => "nothing reachable that may be asked handles this message; register a handler for it, or check that a node which has one is connected",
         /// The lane to the node was lost before the first byte was taken by the socket.
         LaneLost = 5 => "the connection to the node was lost before the request was written; it is safe to send it again",
         /// The message is larger than a frame may be.
         TooLarge = 6 => "the message is larger than the largest frame; send it in parts",
         /// The engine is stopping or has stopped.
         Stopping = 7 => "the engine is stopping; no further calls are taken",
-        /// The node's layout of this message differs from ours.
-        Layout = 8 => "every connected node that handles this message was built with another layout of it; the log names the field",
+        /// The layout of this message differs from ours: on the key's owner, on the node that the route names, or on all that handle it.
+        Layout = 8 => "every connected node that handles this message and may be asked was built with another layout of it; the log names the field",
         /// The message could not be archived.
         Unarchivable = 9 => "the message could not be archived; its `Serialize` reported an error",
         /// The thread that wanted to block is a shard.

@@ -78,6 +78,8 @@ pub mod prelude;
 mod reply;
 mod ring;
 #[cfg(not(catga_loom))]
+mod rounds;
+#[cfg(not(catga_loom))]
 mod route;
 #[cfg(not(catga_loom))]
 mod runtime;

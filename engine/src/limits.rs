@@ -120,6 +120,9 @@ pub const REDIAL_MIN: Duration = Duration::from_millis(20);
 /// The longest pause before a lost lane is dialled again.
 pub const REDIAL_MAX: Duration = Duration::from_secs(2);
 
+/// Room that was granted to a call that waited for it is kept so long if the call does not come; then others get it.
+pub const GRANT_PATIENCE: Duration = Duration::from_millis(1);
+
 /// After so long an attempt to connect counts as one that may fail: calls that can go elsewhere do.
 pub const DIAL_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -153,7 +156,8 @@ pub use catga_discovery::members::NODES_MAX;
 /// A node with which no shard has had a lane for so long is forgotten, unless it is in the list or behind the name.
 pub use catga_discovery::members::GONE_AFTER;
 
-/// The pause between two lookups of the name of the cluster's nodes, while one of them is not up or the last had no answer.
+/// The pause between two lookups of the name of the cluster's nodes, while one of them is not up, nobody else is known, or the
+/// last had no answer.
 pub const LOOKUP_SOON: Duration = Duration::from_secs(5);
 
 /// The pause between two lookups of the name of the cluster's nodes, while all of them are up.

@@ -192,7 +192,7 @@ pub struct DiscoveryStats {
     pub targets_refused: u64,
     /// Nodes that live under the id of another one.
     pub ids_shared: u64,
-    /// Nodes that were not taken because there are too many.
+    /// Nodes that were not taken because there are too many, each once.
     pub nodes_ignored: u64,
 }
 

@@ -9,18 +9,15 @@
 //! time even if their shard does not take turns.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use catga_discovery::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use catga_discovery::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::client::ClientShared;
 use crate::limits::{STALL, STUCK, WATCH_INTERVAL};
+use crate::rounds::Rounds;
 use crate::time::Time;
-
-/// Room to log; wakers of other runtimes run on it too.
-const STACK_BYTES: usize = 256 * 1024;
 
 /// Between two looks for the sake of a deadline there is at least this.
 const LOOK_MIN: Duration = Duration::from_millis(1);
@@ -67,8 +64,7 @@ impl Pulse {
 
 /// The watchdog of an engine. Dropping it ends its thread.
 pub(crate) struct Watchdog {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _rounds: Rounds,
 }
 
 impl Watchdog {
@@ -76,43 +72,25 @@ impl Watchdog {
         shared: Arc<ClientShared>,
         pulses: Vec<Arc<CachePadded<Pulse>>>,
     ) -> std::io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
         let calls = shared.calls.clone();
-        let thread =
-            thread::Builder::new().name("catga-watch".into()).stack_size(STACK_BYTES).spawn(move || {
-                let mut rounds: Vec<Round> = pulses.iter().map(|_| Round::default()).collect();
-                // Acquire: pairs with the Release in `drop`; the unpark that follows it ends the wait.
-                while !stopped.load(Ordering::Acquire) {
-                    let now = Time::read();
-                    for (shard, (pulse, round)) in pulses.iter().zip(&mut rounds).enumerate() {
-                        round.look(now, shard as u16, pulse, &shared);
-                    }
-                    shared.calls.expire(now);
-                    let next = shared.calls.plan(now + WATCH_INTERVAL);
-                    thread::park_timeout(next.since(Time::read()).max(LOOK_MIN));
-                }
-            })?;
-        calls.watched_by(thread.thread().clone());
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release); // pairs with the Acquire in the thread's loop
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the watchdog's thread ended by a panic");
+        let mut shards: Vec<Watched> = pulses.iter().map(|_| Watched::default()).collect();
+        let rounds = Rounds::start("catga-watch", move || {
+            let now = Time::read();
+            for (shard, (pulse, watched)) in pulses.iter().zip(&mut shards).enumerate() {
+                watched.look(now, shard as u16, pulse, &shared);
             }
-        }
+            shared.calls.expire(now);
+            let next = shared.calls.plan(now + WATCH_INTERVAL);
+            next.since(Time::read()).max(LOOK_MIN)
+        })?;
+        calls.watched_by(rounds.waker().clone());
+        Ok(Self { _rounds: rounds })
     }
 }
 
 /// What the watchdog knows of one shard.
 #[derive(Debug, Default)]
-struct Round {
+struct Watched {
     /// The turn that was found too long, if it has not ended.
     stalled: Option<Stalled>,
 }
@@ -124,7 +102,7 @@ struct Stalled {
     stuck: bool,
 }
 
-impl Round {
+impl Watched {
     fn look(&mut self, now: Time, shard: u16, pulse: &Pulse, shared: &ClientShared) {
         let began = pulse.began.load(Ordering::Relaxed);
         if let Some(stalled) = self.stalled.take_if(|stalled| stalled.began != began) {

@@ -137,7 +137,7 @@ fn what_is_no_greeting_of_this_cluster_is_turned_away_with_its_reason() {
 }
 
 #[test]
-fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to() {
+fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to_and_what_moved_on_it() {
     log();
     let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
     let mut peer = Peer::hello(common::address(&b), "catga", "the-other-node");
@@ -148,6 +148,7 @@ fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to() {
     drop(peer);
     let line = line_about(address);
     assert!(line.contains("\"the-other-node\""), "{line}");
+    assert!(line.contains("\"disconnected\"") && line.contains(" bytes sent, "), "{line}");
 }
 
 #[test]
@@ -241,6 +242,26 @@ fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
     // Two seconds for the last of them, and what a busy machine may add.
     assert!(connected.elapsed() < Duration::from_secs(12), "after {:?} only", connected.elapsed());
     assert_eq!(b.stats().sum(|shard| shard.lanes_open), 1);
+}
+
+#[test]
+fn who_has_greeted_takes_no_room_from_those_who_greet() {
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let hello = greeting("catga", "slow", false, &[]);
+    let mut slow = Peer::dial(common::address(&b));
+    // More than may greet at once, but one after the other: some stay, some go again.
+    let mut stay = Vec::new();
+    for number in 0..300 {
+        let mut peer = Peer::hello(common::address(&b), "catga", &format!("x{number}"));
+        assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+        if number % 3 > 0 {
+            stay.push(peer);
+        }
+    }
+    eventually("all have opened", || b.stats().sum(|shard| shard.lanes_opened) == 300);
+    slow.send(Header::new(Kind::Hello), &hello);
+    assert_eq!(slow.frame().expect("it was not closed for the others").0.kind, Kind::Welcome);
+    assert_eq!(refused(&b), 0);
 }
 
 #[test]

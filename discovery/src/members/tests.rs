@@ -362,15 +362,31 @@ fn a_node_whose_clock_was_set_back_is_taken_when_its_other_life_is_long_silent()
 }
 
 #[test]
-fn there_is_a_bound_on_nodes_and_one_too_many_is_told() {
+fn there_is_a_bound_on_nodes_and_each_one_too_many_is_told_once() {
     let mut members = members(&[]);
-    let many = (0..=NODES_MAX).map(|number| {
-        let node = Node { id: id(&format!("n{number}")), ..(*node(1, 1)).clone() };
-        Contact { node: Arc::new(node), leaving: false }
-    });
-    members.heard(0, contacts(many.collect()));
-    members.advance(S);
-    assert_eq!(members.take_view().unwrap().members().len(), NODES_MAX + 1);
-    let errors: Vec<Notice> = members.take_notices().into_iter().filter(Notice::is_error).collect();
-    assert!(matches!(&errors[..], [Notice::TooMany(node)] if node.id.as_str() == "n4096"), "{errors:?}");
+    let named = |numbers: std::ops::Range<usize>| {
+        let one = |number| Node { id: id(&format!("n{number}")), ..(*node(1, 1)).clone() };
+        contacts(numbers.map(|number| Contact { node: Arc::new(one(number)), leaving: false }).collect())
+    };
+    let mut told = |second: u32, numbers: std::ops::Range<usize>| {
+        // Two shards have lanes to it.
+        members.heard(0, named(numbers.clone()));
+        members.heard(1, named(numbers));
+        members.advance(S * second);
+        let ignored = members.take_notices().into_iter().filter_map(|notice| match notice {
+            Notice::TooMany(node) => Some(node.id.to_string()),
+            _ => None,
+        });
+        (ignored.collect::<Vec<_>>(), members.known.len(), members.ignored.len())
+    };
+    assert_eq!(told(1, 0..NODES_MAX + 1), (vec!["n4096".into()], NODES_MAX, 1));
+    assert_eq!(told(2, 0..NODES_MAX + 1), (vec![], NODES_MAX, 1), "in the next round it is no news");
+    assert_eq!(told(3, 0..NODES_MAX + 2), (vec!["n4097".into()], NODES_MAX, 2));
+    assert_eq!(told(4, 0..NODES_MAX), (vec![], NODES_MAX, 2));
+    assert_eq!(told(5, 0..NODES_MAX + 2), (vec![], NODES_MAX, 2), "nor when its lane was lost for a while");
+    // The first is forgotten, and makes room for one of them.
+    told(6, 1..NODES_MAX + 2);
+    assert_eq!(told(40, 1..NODES_MAX + 2), (vec![], NODES_MAX, 1));
+    let (names, _, ignored) = told(41, 1..3 * NODES_MAX);
+    assert_eq!((names.len(), ignored), (NODES_MAX - 1, NODES_MAX), "there is a bound on those as well");
 }

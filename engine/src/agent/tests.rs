@@ -223,6 +223,22 @@ fn nobody_waits_for_a_name_that_cannot_be_resolved() {
 }
 
 #[test]
+fn a_name_that_is_only_this_nodes_is_asked_for_again_soon_until_somebody_else_is_there() {
+    // Of nodes that start together the first may be asked about before the others are behind the name.
+    let (mut agent, mut ends, script) = with_name(1);
+    script.will_say(Ok(vec![0]));
+    assert_eq!(agent.round(at(1)), at(6));
+    assert!(!ends[0].views.take().unwrap().forming(), "nobody waits for those who are not there");
+    script.will_say(Ok(vec![0]));
+    assert_eq!(agent.round(at(6)), at(11), "it is alone still");
+    script.will_say(Ok(vec![0, 1]));
+    assert_eq!(agent.round(at(11)), at(16));
+    assert_eq!(script.asked(), 3);
+    say(&mut ends[0], lanes(&[1]));
+    assert_eq!(agent.round(at(12)), at(41), "then as seldom as ever");
+}
+
+#[test]
 fn an_address_that_is_this_node_is_no_target_any_more() {
     let (mut agent, mut ends, script) = with_name(1);
     script.will_say(Ok(vec![1, 2]));
@@ -246,6 +262,7 @@ fn what_is_wrong_with_the_cluster_is_counted() {
     let many = (1..=crate::limits::NODES_MAX as u16 + 2).collect::<Vec<_>>();
     say(&mut ends[1], lanes(&many));
     agent.round(at(6));
+    agent.round(at(7));
     let stats = agent.board().stats();
     assert_eq!((stats.targets_refused, stats.ids_shared, stats.nodes_ignored), (1, 1, 2));
 }

@@ -283,7 +283,10 @@ impl Both {
         }
         self.calls[place].sent = None;
         assert_eq!(self.table.waiting(id), Some(deadline), "it waits again");
-        assert!(self.table.is_listed(id) && !self.table.enlist(id), "in one queue");
+        assert!(self.table.is_listed(id) && self.table.enlist(id).is_none(), "in one queue");
+        let ticket = self.table.ticket(id);
+        let latest = self.ways.iter().filter_map(|way| way.ticket).max();
+        self.ways[place].waits(ticket, latest);
         self.check_journey(place);
     }
 

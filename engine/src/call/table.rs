@@ -9,6 +9,7 @@
 
 mod again;
 mod batches;
+mod listing;
 
 use std::task::Waker;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use catga_codec::{CallId, Contract, Kind, OwnedFrame};
 
 use crate::call::journey::Journey;
+use crate::call::table::listing::Listing;
+use crate::call::waiting::Ticket;
 use crate::choice::Choice;
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::limits::EXPIRY_SWEEP;
@@ -132,8 +135,9 @@ struct Slot<F> {
     choice: Choice,
     /// It may run more than once.
     idempotent: bool,
-    /// It stands in some queue, and will be told when to try again.
-    is_listed: bool,
+    listing: Listing,
+    /// Counts if it has waited in a queue.
+    ticket: Ticket,
     /// `answer` holds the request until there is an answer, so that it can be sent again.
     keeps_request: bool,
     /// The peer that it was to go to, while it waits for a lane there.
@@ -190,6 +194,8 @@ pub(crate) struct CallTable<F> {
     /// No live call expires before this.
     earliest: Time,
     swept: Time,
+    /// The next call that begins to wait gets this one.
+    ticket: Ticket,
     batches: Vec<BatchQueue>,
 }
 
@@ -209,6 +215,7 @@ impl<F> CallTable<F> {
             limit,
             earliest: Time::NEVER,
             swept: Time::ZERO,
+            ticket: Ticket(0),
             batches: Vec::new(),
         }
     }
@@ -254,7 +261,8 @@ impl<F> CallTable<F> {
                 contract: None,
                 choice: Choice::Usual,
                 idempotent: false,
-                is_listed: false,
+                listing: Listing::Never,
+                ticket: Ticket::NONE,
                 keeps_request: false,
                 bound_for: None,
                 journey: None,
@@ -269,7 +277,7 @@ impl<F> CallTable<F> {
         slot.phase = Phase::Waiting;
         slot.deadline = deadline;
         // One that does not leave this engine says nothing about these: it must not be taken for the call before it.
-        (slot.choice, slot.idempotent, slot.is_listed) = (Choice::Usual, false, false);
+        (slot.choice, slot.idempotent, slot.listing) = (Choice::Usual, false, Listing::Never);
         self.live += 1;
         self.earliest = self.earliest.min(deadline);
         Some(CallId::new(index, slot.generation))
@@ -340,23 +348,6 @@ impl<F> CallTable<F> {
     pub(crate) fn waiting(&mut self, id: CallId) -> Option<Time> {
         let slot = self.find(id)?;
         (slot.phase == Phase::Waiting).then_some(slot.deadline)
-    }
-
-    /// The call is put into a queue. Says whether it stood in none: it must be in one only, however often it is polled.
-    pub(crate) fn enlist(&mut self, id: CallId) -> bool {
-        self.find(id).is_some_and(|slot| !std::mem::replace(&mut slot.is_listed, true))
-    }
-
-    /// The call was taken out of its queue.
-    pub(crate) fn delist(&mut self, id: CallId) {
-        if let Some(slot) = self.find(id) {
-            slot.is_listed = false;
-        }
-    }
-
-    /// Whether the call stands in a queue.
-    pub(crate) fn is_listed(&mut self, id: CallId) -> bool {
-        self.find(id).is_some_and(|slot| slot.is_listed)
     }
 
     /// Notes whom to wake. Keeps the waker that is there if it wakes the same task.

@@ -1,11 +1,10 @@
-//! Why a lane ends, and how often that happened.
+//! Why a lane ends, and what has moved on it.
 //!
 //! A lane ends for exactly one [`CloseReason`]. Each has a number that never changes (it travels in the `code` of the
-//! Close frame), a text that says what happened and what to do about it, and a counter of its own for either side
-//! that may have decided so. A node that does not know a number yet counts it as [`CloseReason::Unrecognized`].
+//! Close frame), a short name to look for in the log, and a text that says what happened and what to do about it. A node that
+//! does not know a number yet takes it for [`CloseReason::Unrecognized`].
 
 use std::fmt;
-use std::ops::AddAssign;
 
 /// Why a lane ended. The numbers are part of the protocol: new reasons get new numbers at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,10 +87,7 @@ impl CloseReason {
         matches!(self, Self::WrongKey | Self::KeyMissing)
     }
 
-    /// Number of reasons.
-    pub(crate) const COUNT: usize = Self::ALL.len();
-
-    /// Every reason, in the order of [`index`](Self::index).
+    /// Every reason, in the order of their numbers, from 1 on.
     pub(crate) const ALL: [Self; 26] = [
         Self::Done,
         Self::Stopping,
@@ -136,15 +132,8 @@ impl CloseReason {
         }
     }
 
-    /// This reason's place in an array of counters.
+    /// A stable short name, for the log.
     #[must_use]
-    pub(crate) const fn index(self) -> usize {
-        self as usize - 1
-    }
-
-    /// A stable short name, as a label for counters.
-    #[must_use]
-    #[cfg_attr(not(test), allow(dead_code, reason = "for whoever exports the counters"))]
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -177,12 +166,12 @@ impl CloseReason {
     }
 }
 
-// A slot for each reason, and no reason without one.
+// `from_code` finds each by its number.
 const _: () = {
-    let mut index = 0;
-    while index < CloseReason::COUNT {
-        assert!(CloseReason::ALL[index].index() == index);
-        index += 1;
+    let mut place = 0;
+    while place < CloseReason::ALL.len() {
+        assert!(CloseReason::ALL[place].code() as usize == place + 1);
+        place += 1;
     }
 };
 
@@ -278,20 +267,7 @@ impl fmt::Display for Closed {
     }
 }
 
-/// What happened on the lanes of a shard, ended ones included. The shard's own: plain numbers, copied out once a turn.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LaneStats {
-    /// Lanes whose greeting was agreed on.
-    pub(crate) opened: u64,
-    /// Lanes that this node ended, by [`CloseReason::index`].
-    pub(crate) closed_here: [u64; CloseReason::COUNT],
-    /// Lanes that a peer ended, by [`CloseReason::index`].
-    pub(crate) closed_by_peer: [u64; CloseReason::COUNT],
-    /// What moved on them, and what did not.
-    pub(crate) traffic: Traffic,
-}
-
-/// What moved on a lane, and what did not.
+/// What moved on a lane, and what did not: in the log when it has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     /// Bytes that sockets took.
@@ -310,25 +286,13 @@ pub(crate) struct Traffic {
     pub(crate) withdrawn: u64,
 }
 
-impl AddAssign for Traffic {
-    fn add_assign(&mut self, other: Self) {
-        self.sent_bytes += other.sent_bytes;
-        self.taken_bytes += other.taken_bytes;
-        self.heartbeats += other.heartbeats;
-        self.full += other.full;
-        self.no_credit += other.no_credit;
-        self.too_long += other.too_long;
-        self.withdrawn += other.withdrawn;
-    }
-}
-
-impl LaneStats {
-    /// Counts one ended lane.
-    pub(crate) fn ended(&mut self, closed: Closed) {
-        let counters = match closed.by {
-            Closer::Here => &mut self.closed_here,
-            Closer::Peer => &mut self.closed_by_peer,
-        };
-        counters[closed.reason.index()] += 1;
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent_bytes, taken_bytes, heartbeats, full, no_credit, too_long, withdrawn } = self;
+        write!(
+            f,
+            "{sent_bytes} bytes sent, {heartbeats} heartbeats among them, and {taken_bytes} taken; not queued: {full} for \
+             want of room, {no_credit} of credit, {too_long} too long; {withdrawn} not sent when it ended"
+        )
     }
 }

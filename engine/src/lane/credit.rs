@@ -84,7 +84,14 @@ impl Credits {
     #[inline]
     #[must_use]
     pub(crate) fn may_ask(&self) -> bool {
-        self.unanswered < self.granted
+        self.may_ask_after(0)
+    }
+
+    /// Whether one more may leave after so many others.
+    #[inline]
+    #[must_use]
+    pub(crate) fn may_ask_after(&self, asks: u32) -> bool {
+        self.unanswered.saturating_add(asks) < self.granted
     }
 
     /// A frame of this class has been queued; it was admitted before.

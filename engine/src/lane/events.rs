@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 
+use catga_codec::limits::HEADER_BYTES;
 use catga_codec::{Contract, Flags, Header, MessageId, OwnedFrame};
 use catga_discovery::NodeId;
 
@@ -165,10 +166,11 @@ impl Lanes {
             Way::Away => self.peers.get(peer).and_then(|peer| peer.lanes.first()).map(|(_, lane)| *lane),
         };
         let travels = Header { context: self.digest(), ..*header };
-        match lane.map(|lane| self.forward(lane, travels, event, true)) {
-            Some(Ok(_)) => Telling::Sent,
-            Some(Err(_)) | None => Telling::Dropped,
-        }
+        // Past the calls that wait there: what cannot wait is not kept from room that there is.
+        let body = &event.bytes()[HEADER_BYTES..];
+        let queued =
+            lane.and_then(|lane| self.machine(lane, |machine| machine.forward(travels, body).is_ok()));
+        if queued == Some(true) { Telling::Sent } else { Telling::Dropped }
     }
 
     /// How an event gets to a peer: one with a key to the shard that its key has there, as far as can be told from here.

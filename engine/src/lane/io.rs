@@ -7,7 +7,6 @@
 //! intervals in which a few dozen frames gather, at most [`IO_GAP_MAX`]. A quiet one (one call in flight, say) is read in
 //! every turn while its shard spins, and after [`HOT`] without traffic only when the world reports it ready.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use std::time::Duration;
 use catga_discovery::Node;
 
 use crate::call::table::LaneKey;
-use crate::call::waiting::Waiting;
+use crate::call::waiting::Line;
 use crate::lane::buffer::ReceiveBuffer;
 use crate::lane::protocol::Lane;
 use crate::limits::CONNECT_TIMEOUT;
@@ -66,8 +65,8 @@ pub(crate) struct LaneIo {
     pub(super) settled: bool,
     pub(super) refuses_some: bool,
     pub(super) cadence: Cadence,
-    /// Calls that wait for room, in order.
-    pub(super) waiting: VecDeque<Waiting>,
+    /// Calls that wait for room.
+    pub(super) line: Line,
 }
 
 /// What came of a read.
@@ -149,7 +148,7 @@ impl LaneIo {
             settled: false,
             refuses_some: false,
             cadence: Cadence::new(now),
-            waiting: VecDeque::new(),
+            line: Line::default(),
         }
     }
 
@@ -157,6 +156,11 @@ impl LaneIo {
     #[inline]
     pub(super) fn has_news(&self) -> bool {
         !self.settled && self.machine.closed().is_some()
+    }
+
+    /// Whether it has neither opened nor ended.
+    pub(super) fn greets(&self) -> bool {
+        !self.is_open && !self.settled
     }
 
     /// Reads once. Gives the buffer out, so that its frames can be handled without borrowing the lane.

@@ -29,7 +29,7 @@ use crate::call::waiting::Waiting;
 use crate::choice::Served;
 use crate::error::Refusal;
 use crate::lane::buffer::ReceiveBuffer;
-use crate::lane::close::{CloseReason, Closed, LaneStats};
+use crate::lane::close::{CloseReason, Closed, Traffic};
 use crate::lane::events::Events;
 use crate::lane::greeting::Greeting;
 use crate::lane::handshake::Verdict;
@@ -71,7 +71,7 @@ pub(crate) struct Lanes {
     unsent: Vec<LaneKey>,
     waited: Vec<LaneKey>,
     closing: Vec<LaneKey>,
-    /// Connections made to this shard that have not proven anything yet, the oldest first.
+    /// Connections made to this shard, the oldest first: all that have not proven anything yet, and some that have since.
     greeting: VecDeque<LaneKey>,
     /// A lane has ended and nobody has taken note.
     news: bool,
@@ -94,7 +94,6 @@ pub(crate) struct Lanes {
     /// Events for other nodes.
     pub(super) events: Events,
     contacts_changed: bool,
-    pub(crate) stats: LaneStats,
     pub(super) draws: u64,
 }
 
@@ -102,6 +101,7 @@ pub(crate) struct Lanes {
 pub(crate) struct Ended {
     pub(crate) key: LaneKey,
     pub(crate) closed: Closed,
+    pub(crate) traffic: Traffic,
 }
 
 /// What is done with a lane that has just opened.
@@ -146,7 +146,6 @@ impl Lanes {
             again: Vec::new(),
             events: Events::default(),
             contacts_changed,
-            stats: LaneStats::default(),
             draws: jitter,
         }
     }
@@ -344,11 +343,11 @@ impl Lanes {
                 next = next.min(lane.next_tick());
                 let closed = lane.machine.closed().filter(|_| !lane.settled);
                 lane.settled |= closed.is_some();
-                closed
+                closed.map(|closed| (closed, lane.machine.traffic()))
             });
-            if let Some(Some(closed)) = closed {
+            if let Some(Some((closed, traffic))) = closed {
                 self.settle(key, closed, now);
-                ended.push(Ended { key, closed });
+                ended.push(Ended { key, closed, traffic });
             }
         }
         self.tick_at = next.max(now + TICK_INTERVAL);
@@ -394,7 +393,6 @@ impl Lanes {
             self.closing.swap_remove(place);
             if let Some(lane) = self.remove(key) {
                 world.forget(&*lane.stream);
-                lane.machine.report(&mut self.stats);
             }
         }
     }
@@ -419,8 +417,8 @@ impl Lanes {
 
     /// The calls that waited for a lane that has ended look for another way.
     pub(crate) fn take_waiting(&mut self, key: LaneKey) {
-        let waiting = self.with(key, |lane| std::mem::take(&mut lane.waiting)).unwrap_or_default();
-        self.again.extend(waiting);
+        let waiting = self.with(key, |lane| lane.line.dissolve());
+        self.again.extend(waiting.into_iter().flatten());
     }
 
     /// When a lane or a dial next wants something.
@@ -501,7 +499,7 @@ impl Lanes {
     /// For tests that look from outside whether bounds are kept.
     pub(crate) fn census(&self) -> super::peers::Census {
         let of_peers = self.peers.census();
-        let lanes = self.all().map(|lane| lane.waiting.len()).max().unwrap_or(0);
+        let lanes = self.all().map(|lane| lane.line.len()).max().unwrap_or(0);
         let waiting_max = of_peers.waiting_max.max(lanes).max(self.unresolved.len()).max(self.again.len());
         let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
         super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }

@@ -271,7 +271,7 @@ impl Pair {
     fn ask(&mut self, side: usize, kind: Kind, size: usize) {
         let header = self.header(kind);
         let side = &mut self.sides[side];
-        let may = side.lane.may_call();
+        let may = side.lane.may_call_after(0, 0);
         assert_eq!(side.queue(header, &vec![header.call.slot() as u8; size]).is_ok(), may);
     }
 

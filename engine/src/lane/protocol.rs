@@ -35,7 +35,7 @@ use catga_codec::limits::{FRAME_MAX_BYTES, HEADER_BYTES};
 use catga_codec::{EncodeError, Flags, ForeignFrame, FrameError, Header, Kind, Parsed};
 
 use super::buffer::{SendBuffer, Unwritten};
-use super::close::{CloseReason, Closed, Closer, LaneStats, Traffic};
+use super::close::{CloseReason, Closed, Closer, Traffic};
 use super::config::{Bounds, LaneConfig, OPENING_FRAME_BYTES_MAX};
 use super::credit::{Class, Credits};
 use super::handshake::Agreement;
@@ -482,12 +482,8 @@ impl Lane {
         self.out.sent_total()
     }
 
-    /// Adds this lane to a shard's counters. Once, when the driver lets go of it.
-    pub(crate) fn report(&self, stats: &mut LaneStats) {
-        stats.opened += u64::from(self.agreement.is_some());
-        if let Phase::Closed(closed) = self.phase {
-            stats.ended(closed);
-        }
-        stats.traffic += Traffic { sent_bytes: self.out.sent_total(), ..self.traffic };
+    /// What has moved so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic { sent_bytes: self.out.sent_total(), ..self.traffic }
     }
 }

@@ -60,11 +60,18 @@ impl Lane {
         }
     }
 
-    /// Whether a request would be queued now.
+    /// Whether a request would be queued after so many others, of so many bytes together.
     #[inline]
     #[must_use]
-    pub(crate) fn may_call(&self) -> bool {
-        self.is_open() && self.credits.may_ask() && self.out.unsent_bytes() < self.bounds.asks
+    pub(crate) fn may_call_after(&self, calls: u32, bytes: usize) -> bool {
+        let unsent = self.out.unsent_bytes().saturating_add(bytes);
+        self.is_open() && self.credits.may_ask_after(calls) && unsent < self.bounds.asks
+    }
+
+    /// The bytes that were queued from this offset on.
+    #[must_use]
+    pub(crate) fn queued_since(&self, offset: u64) -> usize {
+        (self.out.queued_total() - offset) as usize
     }
 
     /// Whether so much waits for the socket that new requests of the peer should be refused as overload. Reading must

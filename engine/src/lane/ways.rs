@@ -240,17 +240,45 @@ impl Lanes {
     }
 
     fn nobody(&self, ask: &Ask, served: &Served, now: Time) -> Chosen {
+        let reason = self.why_nobody(ask, served);
         // Those that were lost a moment ago may be back in another: a lane is dialled again at once.
-        let lost_just_now = served.out_of_reach && now.since(self.view_at) < REACH_AGAIN;
-        if self.view.forming() || lost_just_now {
+        let may_return = match ask.choice {
+            Choice::Node(_) => reason == NotSent::OutOfReach,
+            _ => served.out_of_reach,
+        };
+        if self.view.forming() || (may_return && now.since(self.view_at) < REACH_AGAIN) {
             return Chosen::Later;
         }
-        Chosen::Nobody(match ask.choice {
-            Choice::Node(hash) if self.named(hash).is_none() => NotSent::NoSuchNode,
-            _ if served.is_empty() && served.other_layout => NotSent::Layout,
-            _ if served.out_of_reach || !served.is_empty() => NotSent::OutOfReach,
-            _ => NotSent::NoHandler,
-        })
+        Chosen::Nobody(reason)
+    }
+
+    fn why_nobody(&self, ask: &Ask, served: &Served) -> NotSent {
+        let one = match ask.choice {
+            Choice::Node(hash) => match self.named(hash) {
+                Some(position) => Some(position),
+                None => return NotSent::NoSuchNode,
+            },
+            Choice::Owner => owner(&self.view, ask.id, ask.key),
+            _ => None,
+        };
+        match one {
+            Some(one) => self.why_not(one, ask.id),
+            None if served.is_empty() && served.other_layout => NotSent::Layout,
+            None if served.out_of_reach || !served.is_empty() => NotSent::OutOfReach,
+            None => NotSent::NoHandler,
+        }
+    }
+
+    /// Why this node, the only one that may be asked, is not among those that can be.
+    fn why_not(&self, position: u32, message: MessageId) -> NotSent {
+        let node = &self.view.members()[position as usize].node;
+        if self.view.candidates(message).contains(&position) {
+            NotSent::Layout
+        } else if node.handles.iter().any(|(handled, _)| *handled == message) {
+            NotSent::OutOfReach
+        } else {
+            NotSent::NoHandler
+        }
     }
 
     /// Whether a peer serves this message.

@@ -23,6 +23,7 @@ use catga_codec::{CallId, Contract, Flags, Header, OwnedFrame, Request, TypeInde
 use crossbeam_utils::CachePadded;
 
 use crate::call::table::{CallTable, Ending, Target};
+use crate::call::waiting::Ticket;
 use crate::choice::Choice;
 use crate::client::completion::Callers;
 use crate::client::{not_encoded, request_header};
@@ -94,7 +95,7 @@ struct Here {
 pub(crate) enum Try {
     /// It waits, behind those that wait already.
     First,
-    /// It has waited, and was told that there is room; without any it waits again, before the others.
+    /// It has waited, and was told that there is room; without any it waits again, where it was.
     Granted,
     /// It ends as `NotSent(Full)`.
     Once,
@@ -291,7 +292,7 @@ impl Core {
         if let Destination::Nowhere(reason) = destination {
             return self.give_up(slot, reason);
         }
-        let granted = slot.is_some();
+        let ticket = slot.map_or(Ticket::NONE, |call| self.calls.borrow_mut().ticket(call));
         let opened = slot.or_else(|| open(&mut self.calls.borrow_mut()));
         let Some(call) = opened else { return self.give_up(None, NotSent::TooManyCalls) };
         // Of the others the slot knows that any node will do, and that they may run once.
@@ -302,7 +303,7 @@ impl Core {
         let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
-                match self.with_peer(shard, |peer| peer.request(header, request, granted)) {
+                match self.with_peer(shard, |peer| peer.request(header, request, ticket)) {
                     Ok(()) => return self.sent(call, Target::Shard(shard)),
                     Err(no_room) => no_room,
                 }
@@ -310,7 +311,7 @@ impl Core {
             Destination::Lane(lane) => {
                 let mut lanes = self.lanes.borrow_mut();
                 let header = to_another_node(header, manner.choice, lanes.digest());
-                let queued = lanes.request(lane, header, request, granted);
+                let queued = lanes.request(lane, header, request, ticket);
                 drop(lanes);
                 match queued {
                     Ok(offset) => {
@@ -334,7 +335,7 @@ impl Core {
                 self.give_up(Some(call), reason)
             }
             NoRoom::Wait => {
-                self.wait_for_room(destination, call, None, granted);
+                self.wait_for_room(destination, call, None);
                 Attempt::Waiting(call)
             }
             NoRoom::Never(error) => self.give_up(Some(call), not_encoded(error)),
@@ -431,21 +432,18 @@ impl Core {
         }
     }
 
-    fn wait_for_room(&self, destination: Destination, call: CallId, frame: Option<OwnedFrame>, again: bool) {
+    fn wait_for_room(&self, destination: Destination, call: CallId, frame: Option<OwnedFrame>) {
         // A batch tries again whenever it is polled, and then stands in a queue already.
-        if !self.calls.borrow_mut().enlist(call) {
-            return;
-        }
+        let enlisted = self.calls.borrow_mut().enlist(call);
+        let Some(ticket) = enlisted else { return };
         self.counters.waits.add(1);
         let live = |call| self.calls.borrow_mut().waiting(call).is_some();
         let lost = match destination {
             Destination::Shard(shard) => {
-                self.with_peer(shard, |peer| {
-                    if again { peer.wait_again(call, frame) } else { peer.wait(call, frame, live) }
-                });
+                self.with_peer(shard, |peer| peer.wait(ticket, (call, frame), live));
                 None
             }
-            Destination::Lane(lane) => self.lanes.borrow_mut().wait(lane, (call, frame), again, live).err(),
+            Destination::Lane(lane) => self.lanes.borrow_mut().wait(lane, ticket, (call, frame), live).err(),
             Destination::Opening(peer) => {
                 self.calls.borrow_mut().bind(call, peer);
                 self.lanes.borrow_mut().wait_for_lane(peer, (call, frame), live).err()

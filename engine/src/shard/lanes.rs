@@ -127,9 +127,10 @@ impl Shard {
             lanes.publish_early(now);
         }
         self.core.count_told();
-        for Ended { key, closed } in ended.drain(..) {
+        for Ended { key, closed, traffic } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
-            tracing::info!(peer, node, %closed, "a lane has ended");
+            let reason = closed.reason.label();
+            tracing::info!(peer, node, reason, %closed, %traffic, "a lane has ended");
             if closed.reason.breaks_a_rule() {
                 self.core.counters.lanes_refused.add(1);
             }
@@ -143,8 +144,10 @@ impl Shard {
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);
         self.tell_contacts();
         self.core.resolve_again();
+        self.core.lanes.borrow_mut().begin_round(now, |call| self.core.calls.borrow_mut().is_told(call));
         loop {
-            let granted = self.core.lanes.borrow_mut().grant();
+            let live = |call| self.core.calls.borrow_mut().waiting(call).is_some();
+            let granted = self.core.lanes.borrow_mut().grant(now, live);
             let Some((call, frame)) = granted else { break };
             self.core.granted(call, frame);
         }

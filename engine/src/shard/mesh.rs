@@ -24,7 +24,6 @@
 //! This is the one place where bytes out of a ring are taken for local frames.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use catga_codec::limits::{FRAME_ALIGN_BYTES, FRAME_INLINE_BYTES, HEADER_BYTES};
@@ -34,13 +33,14 @@ use catga_codec::{
 };
 use crossbeam_queue::ArrayQueue;
 
-use crate::call::waiting::{Waiting, enqueue};
+use crate::call::waiting::{Line, Ticket, Waiting};
 use crate::limits::{
     REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD,
 };
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::ring::spsc::{Consumer, Producer, PushError, ring};
 use crate::shard::gather::Gather;
+use crate::time::Time;
 
 /// The size of a small answer.
 const ANSWER_BYTES: u64 = padded(HEADER_BYTES + FRAME_ALIGN_BYTES) as u64;
@@ -67,8 +67,8 @@ pub(crate) struct Outgoing {
     /// In `0 ..= credits_max`: how many more requests may go before an answer comes back.
     credits: u32,
     credits_max: u32,
-    /// Calls that wait for room, in order. A forwarded one has its frame with it.
-    waiting: VecDeque<Waiting>,
+    /// Calls that wait for room. A forwarded one has its frame with it.
+    line: Line,
     doorbell: Arc<Doorbell<EventFd>>,
 }
 
@@ -192,7 +192,7 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
         large_answers: answers.large_answers,
         credits: asks.credits,
         credits_max: asks.credits,
-        waiting: VecDeque::new(),
+        line: Line::default(),
         doorbell: doorbell.clone(),
     };
     let arrivals = Arrivals {
@@ -209,17 +209,18 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
 impl Outgoing {
     /// Archives a request into the ring, or moves it into the side queue if it is large.
     ///
-    /// `granted`: the call waited, and has been told that there is room; it goes before those who wait still.
+    /// `ticket`: of a call that has waited; it goes if it has been told that there is room.
     #[inline(always)] // the header is in registers where this is called; out of line it would go through memory
     pub(crate) fn request<M: Message>(
         &mut self,
         header: Header,
         message: &M,
-        granted: bool,
+        ticket: Ticket,
     ) -> Result<(), NoRoom> {
-        self.may_send(granted)?;
+        self.may_send(ticket)?;
+        let mut bytes = HEADER_BYTES;
         match self.requests.push(FRAME_INLINE_BYTES, |into| encode_local(header, message, into)) {
-            Ok(_) => {}
+            Ok(written) => bytes = written,
             Err(PushError::Full) => return Err(NoRoom::Wait),
             Err(PushError::Writer(EncodeError::Full)) => {
                 let mut frame = OwnedFrame::with_capacity(2 * FRAME_INLINE_BYTES);
@@ -229,22 +230,36 @@ impl Outgoing {
             }
             Err(PushError::Writer(error)) => return Err(NoRoom::Never(error)),
         }
-        self.credits -= 1;
+        self.went(ticket, bytes);
         Ok(())
     }
 
     /// Passes on a request that was archived elsewhere. Gives the frame back if there is no room.
-    pub(crate) fn forward(&mut self, frame: OwnedFrame, granted: bool) -> Result<(), OwnedFrame> {
-        if self.may_send(granted).is_err() {
+    pub(crate) fn forward(&mut self, frame: OwnedFrame, ticket: Ticket) -> Result<(), OwnedFrame> {
+        if self.may_send(ticket).is_err() {
             return Err(frame);
         }
+        let bytes = frame.bytes().len();
         pass(&mut self.requests, &self.large_requests, frame)?;
-        self.credits -= 1;
+        self.went(ticket, if bytes <= FRAME_INLINE_BYTES { bytes } else { HEADER_BYTES });
         Ok(())
     }
 
-    fn may_send(&self, granted: bool) -> Result<(), NoRoom> {
-        if self.credits == 0 || (!granted && !self.waiting.is_empty()) { Err(NoRoom::Wait) } else { Ok(()) }
+    #[inline(always)] // as `request`
+    fn may_send(&self, ticket: Ticket) -> Result<(), NoRoom> {
+        if self.credits == 0 || (!self.line.is_empty() && !self.line.lets(ticket)) {
+            Err(NoRoom::Wait)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[inline(always)] // as `request`; most have no ticket, which is known where this is compiled
+    fn went(&mut self, ticket: Ticket, bytes: usize) {
+        self.credits -= 1;
+        if ticket != Ticket::NONE {
+            self.line.gone(ticket, padded(bytes));
+        }
     }
 
     /// Passes an event on. It takes no credit, because nobody answers it; where there is no room it is lost.
@@ -290,26 +305,27 @@ impl Outgoing {
         assert!(pushed.is_ok(), "an answer has room by the credit of its request");
     }
 
-    /// Puts a call at the end of those that wait. `live` says which of them are still open.
-    pub(crate) fn wait(&mut self, call: CallId, frame: Option<OwnedFrame>, live: impl Fn(CallId) -> bool) {
-        enqueue(&mut self.waiting, (call, frame), live);
+    /// Puts a call among those that wait. `live` says which of them are still open.
+    pub(crate) fn wait(&mut self, ticket: Ticket, waiting: Waiting, live: impl Fn(CallId) -> bool) {
+        self.line.wait(ticket, waiting, live);
     }
 
-    /// The call that has waited longest, if there is room for it now.
-    pub(crate) fn grant(&mut self) -> Option<Waiting> {
-        if self.credits == 0 || !self.requests.has_room(FRAME_INLINE_BYTES) {
+    /// A round of [`grant`](Self::grant) begins: room is kept no longer for those who do not come.
+    pub(crate) fn begin_round(&mut self, now: Time, comes: impl FnMut(CallId) -> bool) {
+        self.line.begin_round(now, comes);
+    }
+
+    /// The call that has waited longest, if there is room for it now, besides the room that is kept for those granted before.
+    pub(crate) fn grant(&mut self, now: Time, live: impl FnMut(CallId) -> bool) -> Option<Waiting> {
+        let (calls, bytes) = self.line.kept();
+        if self.credits <= calls || !self.requests.has_bytes(bytes + FRAME_INLINE_BYTES) {
             return None;
         }
-        self.waiting.pop_front()
-    }
-
-    /// A granted call found no room after all: it goes back to the front.
-    pub(crate) fn wait_again(&mut self, call: CallId, frame: Option<OwnedFrame>) {
-        self.waiting.push_front((call, frame));
+        self.line.grant(now, live)
     }
 
     pub(crate) fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.line.is_empty()
     }
 
     /// An answer came back.

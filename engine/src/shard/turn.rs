@@ -57,7 +57,7 @@ impl Shard {
         done += self.core.run_here(QUEUE_BATCH, &mut self.ctx);
         done += self.poll_tasks();
         self.expire(now);
-        self.grant_room();
+        self.grant_room(now);
         self.tend_lanes(now);
         self.publish();
         self.stop_if_drained(now);
@@ -218,14 +218,19 @@ impl Shard {
     }
 
     /// Lets calls that waited for room try again, as far as there is room now.
-    fn grant_room(&mut self) {
+    fn grant_room(&mut self, now: Time) {
         let shards = self.core.mesh.borrow().len();
         for shard in 0..shards {
+            match &mut self.core.mesh.borrow_mut()[shard] {
+                Some(peer) if peer.is_waited_for() => {
+                    peer.begin_round(now, |call| self.core.calls.borrow_mut().is_told(call));
+                }
+                _ => continue,
+            }
             for _ in 0..RING_BATCH_FRAMES {
-                let granted = match &mut self.core.mesh.borrow_mut()[shard] {
-                    Some(peer) if peer.is_waited_for() => peer.grant(),
-                    _ => None,
-                };
+                let granted = self.core.with_peer(shard as u16, |peer| {
+                    peer.grant(now, |call| self.core.calls.borrow_mut().waiting(call).is_some())
+                });
                 let Some((call, frame)) = granted else { break };
                 self.core.granted(call, frame);
             }

@@ -2,6 +2,7 @@
 
 use crate::call::journey::MOVES_MAX;
 use crate::call::table::Ending;
+use crate::call::waiting::Ticket;
 use crate::choice::Choice;
 
 /// The way of one call so far.
@@ -15,6 +16,8 @@ pub(super) struct Way {
     pub(super) terms: (Choice, bool),
     /// Its request lies in its slot.
     pub(super) is_kept: bool,
+    /// Since when it has waited, if it has.
+    pub(super) ticket: Option<Ticket>,
 }
 
 impl Way {
@@ -22,6 +25,14 @@ impl Way {
     pub(super) fn goes_on(&mut self, ending: Ending) {
         self.attempts.push(ending);
         self.is_kept = false;
+    }
+
+    /// It waits with this ticket; the latest among all others is `latest`.
+    pub(super) fn waits(&mut self, ticket: Ticket, latest: Option<Ticket>) {
+        match self.ticket.replace(ticket) {
+            Some(before) => assert_eq!(ticket, before, "it began to wait when it first did"),
+            None => assert!(latest < Some(ticket) && ticket < Ticket::NONE, "behind all that wait"),
+        }
     }
 
     pub(super) fn has_moved(&self) -> bool {

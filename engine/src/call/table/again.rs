@@ -54,9 +54,9 @@ impl<F> CallTable<F> {
         ending: Ending,
         note: impl FnOnce(&mut Journey),
     ) -> Option<OwnedFrame> {
+        let _ = self.enlist(id);
         let slot = self.find(id)?;
         slot.phase = Phase::Waiting;
-        slot.is_listed = true;
         match &mut slot.journey {
             Some(journey) => {
                 journey.add(ending);

@@ -93,16 +93,17 @@ impl Lanes {
             }
         };
         let mut closed = 0;
-        let greets = |lanes: &Self, key| lanes.get(key).is_some_and(|lane| !lane.is_open && !lane.settled);
-        while let Some(&oldest) = self.greeting.front() {
-            if greets(self, oldest) {
-                if self.greeting.len() < GREETINGS_MAX {
-                    break;
-                }
+        if self.greeting.len() >= GREETINGS_MAX {
+            // Those that have opened meanwhile, or ended, do not count.
+            let mut greeting = std::mem::take(&mut self.greeting);
+            greeting.retain(|key| self.get(*key).is_some_and(LaneIo::greets));
+            if greeting.len() >= GREETINGS_MAX
+                && let Some(oldest) = greeting.pop_front()
+            {
                 closed += 1;
                 self.drop_now(oldest, world);
             }
-            self.greeting.pop_front();
+            self.greeting = greeting;
         }
         let lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
         match self.install(lane, world) {

@@ -6,27 +6,24 @@ use catga_codec::{CallId, EncodeError, Header, Kind, Message, OwnedFrame};
 use super::{Lanes, no_room};
 
 use crate::call::table::LaneKey;
-use crate::call::waiting::{Waiting, enqueue};
-use crate::lane::outcome::SendError;
+use crate::call::waiting::{Ticket, Waiting};
+use crate::lane::outcome::{Queued, SendError};
+use crate::lane::protocol::Lane;
 use crate::shard::mesh::NoRoom;
+use crate::time::Time;
 
 impl Lanes {
-    /// Queues a request. Returns the offset in the lane's stream at which it begins.
+    /// Queues a request. Returns the offset in the lane's stream at which it begins. `ticket`: of a call that has waited; it goes
+    /// if it has been told that there is room.
     #[inline]
     pub(crate) fn request<M: Message>(
         &mut self,
         key: LaneKey,
         header: Header,
         message: &M,
-        granted: bool,
+        ticket: Ticket,
     ) -> Result<u64, NoRoom> {
-        self.with(key, |lane| {
-            if !granted && !lane.waiting.is_empty() {
-                return Err(NoRoom::Wait);
-            }
-            lane.machine.send(header, message).map(|queued| queued.offset).map_err(no_room)
-        })
-        .unwrap_or(Err(NoRoom::Wait))
+        self.queue(key, ticket, |machine| machine.send(header, message))
     }
 
     /// Queues a request that was archived elsewhere.
@@ -35,14 +32,27 @@ impl Lanes {
         key: LaneKey,
         header: Header,
         frame: &OwnedFrame,
-        granted: bool,
+        ticket: Ticket,
+    ) -> Result<u64, NoRoom> {
+        self.queue(key, ticket, |machine| machine.forward(header, &frame.bytes()[HEADER_BYTES..]))
+    }
+
+    #[inline]
+    fn queue(
+        &mut self,
+        key: LaneKey,
+        ticket: Ticket,
+        send: impl FnOnce(&mut Lane) -> Result<Queued, SendError>,
     ) -> Result<u64, NoRoom> {
         self.with(key, |lane| {
-            if !granted && !lane.waiting.is_empty() {
+            if !lane.line.is_empty() && !lane.line.lets(ticket) {
                 return Err(NoRoom::Wait);
             }
-            let body = &frame.bytes()[HEADER_BYTES..];
-            lane.machine.forward(header, body).map(|queued| queued.offset).map_err(no_room)
+            let Queued { offset } = send(&mut lane.machine).map_err(no_room)?;
+            if ticket != Ticket::NONE {
+                lane.line.gone(ticket, lane.machine.queued_since(offset));
+            }
+            Ok(offset)
         })
         .unwrap_or(Err(NoRoom::Wait))
     }
@@ -88,8 +98,8 @@ impl Lanes {
     pub(crate) fn wait(
         &mut self,
         key: LaneKey,
+        ticket: Ticket,
         waiting: Waiting,
-        again: bool,
         live: impl Fn(CallId) -> bool,
     ) -> Result<(), Waiting> {
         let Some(lane) = self.get(key).filter(|lane| lane.machine.closed().is_none()) else {
@@ -100,28 +110,38 @@ impl Lanes {
         }
         let _ = self.with(key, |lane| {
             lane.is_waited_for = true;
-            if again { lane.waiting.push_front(waiting) } else { enqueue(&mut lane.waiting, waiting, live) }
+            lane.line.wait(ticket, waiting, live);
         });
         Ok(())
     }
 
-    /// The call that has waited longest for a lane that has room for it now. Called until there is none.
-    pub(crate) fn grant(&mut self) -> Option<Waiting> {
+    /// A round of [`grant`](Self::grant) begins: room is kept no longer for those who do not come.
+    pub(crate) fn begin_round(&mut self, now: Time, mut comes: impl FnMut(CallId) -> bool) {
         let mut place = 0;
         while let Some(&key) = self.waited.get(place) {
-            let next = self.with(key, |lane| {
-                if lane.waiting.is_empty() {
-                    lane.is_waited_for = false;
-                    return Err(());
-                }
-                Ok(if lane.machine.may_call() { lane.waiting.pop_front() } else { None })
+            let waited_for = self.with(key, |lane| {
+                lane.line.begin_round(now, &mut comes);
+                lane.is_waited_for = !lane.line.is_empty();
+                lane.is_waited_for
             });
-            match next {
-                Some(Ok(Some(waiting))) => return Some(waiting),
-                Some(Ok(None)) => place += 1,
-                Some(Err(())) | None => {
-                    self.waited.swap_remove(place);
-                }
+            if waited_for == Some(true) {
+                place += 1;
+            } else {
+                self.waited.swap_remove(place);
+            }
+        }
+    }
+
+    /// The call that has waited longest for a lane that has room for it now, besides the room that is kept for those granted
+    /// before. Called until there is none.
+    pub(crate) fn grant(&mut self, now: Time, mut live: impl FnMut(CallId) -> bool) -> Option<Waiting> {
+        for place in 0..self.waited.len() {
+            let granted = self.with(self.waited[place], |lane| {
+                let (calls, bytes) = lane.line.kept();
+                if lane.machine.may_call_after(calls, bytes) { lane.line.grant(now, &mut live) } else { None }
+            });
+            if let Some(Some(waiting)) = granted {
+                return Some(waiting);
             }
         }
         None

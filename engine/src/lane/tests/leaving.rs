@@ -4,7 +4,6 @@ use catga_codec::limits::HEADER_BYTES;
 use catga_codec::{Header, Kind};
 
 use super::protocol::{START, feed, open, pump};
-use crate::lane::close::LaneStats;
 use crate::lane::model::{config, own_frame};
 use crate::lane::protocol::{LEAVING, Lane};
 
@@ -26,9 +25,7 @@ fn a_side_that_leaves_says_so_once_and_the_lane_works_on() {
         assert!(lane.is_open() && lane.forward(Header::new(Kind::Event), &[]).is_ok());
     }
     // It is a heartbeat like others, to whom it means nothing more.
-    let mut stats = LaneStats::default();
-    here.report(&mut stats);
-    assert_eq!(stats.traffic.heartbeats, 1);
+    assert_eq!(here.traffic().heartbeats, 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use catga_codec::{CallId, Contract, EncodeError, Flags, Kind, OwnedFrame};
 use super::destination::{Destination, Traveller};
 use super::{Core, Try, to_another_node};
 use crate::call::table::{Ending, LaneKey, Target};
+use crate::call::waiting::Ticket;
 use crate::choice::Choice;
 use crate::client::not_encoded;
 use crate::error::NotSent;
@@ -47,13 +48,8 @@ impl Core {
         {
             return self.begin_now(call, frame, deadline, contract);
         }
-        match self.destination_of(&frame, contract, choice, Some(call)) {
-            Destination::Nowhere(reason) => {
-                pool::give(frame);
-                self.complete(call, Ending::NotSent(reason), |_| ());
-            }
-            destination => self.pass(destination, call, frame, deadline, Try::Granted),
-        }
+        let destination = self.destination_of(&frame, contract, choice, Some(call));
+        self.pass(destination, call, frame, deadline, Try::Granted);
     }
 
     fn destination_of(
@@ -123,14 +119,17 @@ impl Core {
         deadline: Time,
         go: Try,
     ) {
-        let granted = go == Try::Granted;
+        let ticket = match go {
+            Try::Granted => self.calls.borrow_mut().ticket(call),
+            Try::First | Try::Once => Ticket::NONE,
+        };
         frame.set_call(call);
         frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
             Destination::Shard(shard) => {
-                self.with_peer(shard, |peer| peer.forward(frame, granted)).map(|()| Target::Shard(shard))
+                self.with_peer(shard, |peer| peer.forward(frame, ticket)).map(|()| Target::Shard(shard))
             }
-            Destination::Lane(lane) => match self.pass_over(lane, call, &frame, granted) {
+            Destination::Lane(lane) => match self.pass_over(lane, call, &frame, ticket) {
                 Ok(target) => {
                     self.calls.borrow_mut().sent(call, target);
                     return self.calls.borrow_mut().keep_request(call, frame);
@@ -158,7 +157,7 @@ impl Core {
                 let reason = self.no_room_at_once(destination);
                 self.complete(call, Ending::NotSent(reason), |_| ());
             }
-            Err(frame) => self.wait_for_room(destination, call, Some(frame), granted),
+            Err(frame) => self.wait_for_room(destination, call, Some(frame)),
         }
     }
 
@@ -168,13 +167,13 @@ impl Core {
         lane: LaneKey,
         call: CallId,
         frame: &OwnedFrame,
-        granted: bool,
+        ticket: Ticket,
     ) -> Result<Target, NoRoom> {
         let choice = self.calls.borrow_mut().terms(call).map_or(Choice::Usual, |(_, choice)| choice);
         let Some(header) = frame.header() else { return Err(NoRoom::Never(EncodeError::TooLarge)) };
         let mut lanes = self.lanes.borrow_mut();
         let travels = to_another_node(header, choice, lanes.digest());
-        let offset = lanes.forward(lane, travels, frame, granted)?;
+        let offset = lanes.forward(lane, travels, frame, ticket)?;
         drop(lanes);
         self.budget.earn();
         self.travels(call, choice.of(header.flags.contains(Flags::KEYED)), header.flags);

@@ -8,16 +8,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use catga_codec::Contract;
 use catga_codec::hash::combine;
-use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::ledger::Ledger;
+use super::services::patiently;
 use super::{for_seeds, ms};
 use crate::broadcast::{BroadcastError, Report};
 use crate::choice::Route;
@@ -195,27 +193,16 @@ async fn one(seed: u64, from: usize, fair: bool, ctx: &Context) {
     let id = ticket.id;
     if keyed {
         let owned = Owned { id };
-        patiently(ticket, ctx.broadcast(&owned).within(within), patience, ctx).await;
+        account(ticket, ctx.broadcast(&owned).within(within), patience, ctx).await;
     } else {
         let noted = Noted { id, filler: vec![0; rng.below(6_000) as usize] };
-        patiently(ticket, ctx.broadcast(&noted).within(within), patience, ctx).await;
+        account(ticket, ctx.broadcast(&noted).within(within), patience, ctx).await;
     }
 }
 
-/// Waits for the report, or for so many polls: then the broadcast is dropped.
-async fn patiently(ticket: Ticket, broadcast: impl Future<Output = Report>, patience: u32, ctx: &Context) {
-    let mut left = patience;
-    let tired = std::future::poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(());
-        }
-        if patience != u32::MAX {
-            left -= 1;
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
-    });
-    if let Either::Left((report, _)) = select(pin!(broadcast), pin!(tired)).await {
+/// Waits for the report while there is patience.
+async fn account(ticket: Ticket, broadcast: impl Future<Output = Report>, patience: u32, ctx: &Context) {
+    if let Some(report) = patiently(broadcast, patience).await {
         ticket.ends(&report, ctx.core().now());
     }
 }

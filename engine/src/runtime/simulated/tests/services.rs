@@ -121,6 +121,14 @@ pub(crate) async fn yields(mut count: u32) {
     .await;
 }
 
+/// What comes of a call, or of many; nothing if that takes more polls than there is patience for: then it is dropped.
+pub(crate) async fn patiently<T>(call: impl Future<Output = T>, patience: u32) -> Option<T> {
+    match select(pin!(call), pin!(yields(patience))).await {
+        Either::Left((outcome, _)) => Some(outcome),
+        Either::Right(_) => None,
+    }
+}
+
 impl Worker {
     fn work(&mut self, work: &Archived<Work>, _: &Context) -> Result<Done, Fault> {
         Ledger::runs(work.id.to_native());
@@ -239,26 +247,22 @@ async fn one(seed: u64, ctx: &Context) {
     match rng.below(3) {
         0 => {
             let work = Work { id, size, fate };
-            patiently(ticket, ctx.send(&work).within(within), patience, ctx).await;
+            account(ticket, ctx.send(&work).within(within), patience, ctx).await;
         }
         1 => {
             let slow = Slow { id, yields, fate };
-            patiently(ticket, ctx.send(&slow).within(within), patience, ctx).await;
+            account(ticket, ctx.send(&slow).within(within), patience, ctx).await;
         }
         _ => {
             let near = Near { id, yields };
-            patiently(ticket, ctx.send(&near).within(within), patience, ctx).await;
+            account(ticket, ctx.send(&near).within(within), patience, ctx).await;
         }
     }
 }
 
-/// Waits for the outcome, or for so many polls: then the call is dropped.
-async fn patiently(ticket: Ticket, call: impl Future<Output = Outcome>, patience: u32, ctx: &Context) {
-    if patience == u32::MAX {
-        let outcome = call.await;
-        return finish(ticket, &outcome, ctx);
-    }
-    if let Either::Left((outcome, _)) = select(pin!(call), pin!(yields(patience))).await {
+/// Waits for the outcome while there is patience.
+async fn account(ticket: Ticket, call: impl Future<Output = Outcome>, patience: u32, ctx: &Context) {
+    if let Some(outcome) = patiently(call, patience).await {
         finish(ticket, &outcome, ctx);
     }
 }
@@ -287,9 +291,6 @@ async fn batch(rng: &mut Rng, calls: u32, ctx: &Context) {
         };
         ticket.ends(seen, ctx.core().now());
     });
-    if rng.chance(300) {
-        select(pin!(whole), pin!(yields(rng.between(1, 40) as u32))).await;
-    } else {
-        whole.await;
-    }
+    let patience = if rng.chance(300) { rng.between(1, 40) as u32 } else { u32::MAX };
+    patiently(whole, patience).await;
 }

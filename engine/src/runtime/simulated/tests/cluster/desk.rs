@@ -1,19 +1,17 @@
 //! What the nodes of a simulated cluster serve, and how their callers call: any message over any route.
 
 use std::cell::RefCell;
-use std::pin::pin;
 use std::time::Duration;
 
 use catga_codec::Request;
 use catga_discovery::NodeId;
-use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::choice::Route;
 use crate::prelude::*;
 use crate::runtime::simulated::rng::Rng;
 use crate::runtime::simulated::tests::ledger::{Ledger, May, Seen, Terms};
-use crate::runtime::simulated::tests::services::yields;
+use crate::runtime::simulated::tests::services::{patiently, yields};
 use crate::runtime::simulated::world::Shared;
 use crate::time::Time;
 use crate::{Builder, Message};
@@ -323,10 +321,7 @@ impl Caller<'_> {
         let (due, slack) = self.due(how.within);
         let terms = Terms { home, may: how.may(&request), idempotent: how.idempotent };
         let ticket = Ledger::begins_on(terms, due, slack);
-        let outcome = match select(pin!(self.send(&request, how)), pin!(yields(how.patience))).await {
-            Either::Left((outcome, _)) => outcome,
-            Either::Right(_) => return None,
-        };
+        let outcome = patiently(self.send(&request, how), how.patience).await?;
         let seen = match outcome {
             Ok(ran) => {
                 Ledger::answers(id, ran.id.to_native(), ran.node.to_native() as usize);
@@ -391,7 +386,7 @@ async fn batch(rng: &mut Rng, home: usize, calls: u32, ctx: &Context) {
         ticket.ends(seen, ctx.core().now());
     });
     let patience = if rng.chance(200) { rng.between(1, 40) as u32 } else { u32::MAX };
-    select(pin!(whole), pin!(yields(patience))).await;
+    patiently(whole, patience).await;
 }
 
 /// A call of each kind that a stable cluster must answer: `to` is a node that does work.
