@@ -265,6 +265,40 @@ fn dropping_a_call_from_outside_stops_its_handler_on_another_node() {
 }
 
 #[test]
+fn dropping_a_call_stops_its_handler_behind_the_shard_of_another_node_that_passed_it_on() {
+    let gate = Arc::new(Gate::default());
+    let own = gate.clone();
+    // Its first shard has no handler, and passes on to the second.
+    let there = Engine::builder()
+        .shards(2)
+        .service_on([1], move |_| Desk(own.clone(), None), |routes| routes.request_async(Desk::hang))
+        .cluster(List::of(Vec::<String>::new()).node("there", "127.0.0.1:0"))
+        .start()
+        .unwrap();
+    let endpoint = there.endpoint().unwrap();
+    let here = Engine::builder()
+        .shards(1)
+        .cluster(List::of([format!("there={endpoint}")]).node("here", "127.0.0.1:0"))
+        .start()
+        .unwrap();
+    let client = here.client();
+    let runs = |count| gate.hanging.load(Ordering::SeqCst) == count;
+    let mut call = Box::pin(client.send(&Hang).within(LONG));
+    begin(&mut call);
+    eventually("the handler runs", || runs(1));
+    eventually("it was passed on", || there.stats().shards[0].calls_live == 1);
+    drop(call);
+    eventually("it is stopped", || runs(0));
+    eventually("nothing is held for it", || there.stats().sum(|shard| shard.calls_live) == 0);
+    // The same when the caller's node goes with all it has.
+    let mut call = Box::pin(client.send(&Hang).within(LONG));
+    begin(&mut call);
+    eventually("the handler runs", || runs(1));
+    here.stop(Duration::ZERO);
+    eventually("it is stopped", || runs(0));
+}
+
+#[test]
 fn threads_block_and_shards_refuse_to() {
     let gate = Arc::new(Gate::default());
     let served = engine(2, &gate);

@@ -317,6 +317,13 @@ impl<F> CallTable<F> {
         sent.collect()
     }
 
+    /// The calls that were passed on for those whom `for_them` says, and where each went if it has left.
+    pub(crate) fn passed_on(&self, for_them: impl Fn(&F) -> bool) -> Vec<(CallId, Option<Target>)> {
+        let slots = (0u32..).zip(&self.slots);
+        let passed = slots.filter(|(_, slot)| matches!(&slot.waiter, Waiter::Forward(to) if for_them(to)));
+        passed.map(|(index, slot)| (CallId::new(index, slot.generation), slot.sent_to())).collect()
+    }
+
     /// Whether a call went over this lane, so that an answer from there is an answer to it.
     #[inline]
     pub(crate) fn went_over(&mut self, id: CallId, over: LaneKey) -> bool {

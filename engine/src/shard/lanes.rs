@@ -306,7 +306,7 @@ impl Core {
     fn take_cancel(&self, lane: LaneKey, call: CallId, ctx: &Context) {
         let asked = self.asked(lane, call);
         let kept = asked.and_then(|asked| self.window.borrow().running(&asked, lane));
-        self.end_tasks(ctx, |to, _| match to {
+        self.end_for(ctx, |to| match to {
             ReplyTo::Lane { lane: over, call: ended } => *over == lane && *ended == call,
             ReplyTo::Window(entry) => Some(*entry) == kept,
             _ => false,
@@ -326,8 +326,8 @@ impl Core {
         self.broadcast(copy, to, now.after_micros(header.remaining_us.saturating_sub(late_us)), None);
     }
 
-    /// Ends what hung on a lane: its calls, those that waited for it, and the tasks that would have answered over it. Those of
-    /// idempotent requests go on: their callers ask again.
+    /// Ends what hung on a lane: its calls, those that waited for it, and what would have been answered over it. Idempotent
+    /// requests go on: their callers ask again.
     fn lane_ended(&self, key: LaneKey, ctx: &Context) {
         let under_way = self.calls.borrow().over(key);
         for (call, offset) in under_way {
@@ -339,6 +339,6 @@ impl Core {
             self.complete(call, ending, |_| ());
         }
         self.lanes.borrow_mut().take_waiting(key);
-        self.end_tasks(ctx, |to, _| matches!(to, ReplyTo::Lane { lane, .. } if *lane == key));
+        self.end_for(ctx, |to| matches!(to, ReplyTo::Lane { lane, .. } if *lane == key));
     }
 }

@@ -37,9 +37,9 @@ impl Core {
     ) {
         match header.kind {
             Kind::Event => self.take_event(header, incoming, ctx, ReplyTo::Shard { shard, call: header.call }),
-            Kind::Cancel => self.end_tasks(
+            Kind::Cancel => self.end_for(
                 ctx,
-                |to, _| matches!(to, ReplyTo::Shard { shard: from, call } if *from == shard && *call == header.call),
+                |to| matches!(to, ReplyTo::Shard { shard: from, call } if *from == shard && *call == header.call),
             ),
             _ => {
                 let mut to = ReplyTo::Shard { shard, call: header.call };
@@ -367,6 +367,20 @@ impl Core {
     pub(crate) fn end_tasks(&self, ctx: &Context, mut gone: impl FnMut(&ReplyTo, Time) -> bool) {
         for handler in self.handlers.get().map_or(&[][..], |handlers| &handlers.requests).iter().flatten() {
             handler.end_tasks(ctx, &mut gone);
+        }
+    }
+
+    /// Callers do not wait any more: what runs for them here ends, and where their calls were passed on to it is passed on too.
+    /// Each of these is answered still: who asked counts on that.
+    #[cold]
+    pub(crate) fn end_for(&self, ctx: &Context, them: impl Fn(&ReplyTo) -> bool) {
+        self.end_tasks(ctx, |to, _| them(to));
+        let passed_on = self.calls.borrow().passed_on(them);
+        for (call, target) in passed_on {
+            match target {
+                Some(target) => self.cancel(call, target),
+                None => self.complete(call, Ending::Refused(Refusal::Cancelled), |_| ()),
+            }
         }
     }
 
