@@ -86,6 +86,7 @@ impl<'a> Exchange<'a> {
             let pushed = match std::mem::replace(&mut self.stage, Stage::Ended) {
                 Stage::Unsent => self.seal(write, cx).and_then(|promise| self.push(promise, false, cx)),
                 Stage::Waiting(call, promise) => {
+                    call.wait.register(cx.waker());
                     self.stage = Stage::InFlight(call);
                     self.push(promise, true, cx)
                 }
