@@ -140,6 +140,8 @@ struct Slot<F> {
     ticket: Ticket,
     /// `answer` holds the request until there is an answer, so that it can be sent again.
     keeps_request: bool,
+    /// Where it went was told that nobody waits for it.
+    is_cancelled: bool,
     /// The peer that it was to go to, while it waits for a lane there.
     bound_for: Option<u32>,
     /// Where it has been, if it has moved on.
@@ -150,6 +152,11 @@ impl<F> Slot<F> {
     #[inline]
     fn sent_to(&self) -> Option<Target> {
         (self.phase == Phase::Sent).then(|| Target::unpack(self.to))
+    }
+
+    /// Where it went, if that does not know yet that nobody waits any more.
+    fn to_cancel(&self) -> Option<Target> {
+        if self.is_cancelled { None } else { self.sent_to() }
     }
 }
 
@@ -191,6 +198,8 @@ pub(crate) struct CallTable<F> {
     free: u32,
     live: u32,
     limit: u32,
+    /// Of those, how many are made on behalf of someone else.
+    forwards: u32,
     /// No live call expires before this.
     earliest: Time,
     swept: Time,
@@ -213,6 +222,7 @@ impl<F> CallTable<F> {
             free: END,
             live: 0,
             limit,
+            forwards: 0,
             earliest: Time::NEVER,
             swept: Time::ZERO,
             ticket: Ticket(0),
@@ -264,6 +274,7 @@ impl<F> CallTable<F> {
                 listing: Listing::Never,
                 ticket: Ticket::NONE,
                 keeps_request: false,
+                is_cancelled: false,
                 bound_for: None,
                 journey: None,
             });
@@ -278,6 +289,7 @@ impl<F> CallTable<F> {
         slot.deadline = deadline;
         // One that does not leave this engine says nothing about these: it must not be taken for the call before it.
         (slot.choice, slot.idempotent, slot.listing) = (Choice::Usual, false, Listing::Never);
+        slot.is_cancelled = false;
         self.live += 1;
         self.earliest = self.earliest.min(deadline);
         Some(CallId::new(index, slot.generation))
@@ -296,6 +308,7 @@ impl<F> CallTable<F> {
         slot.waiter = Waiter::Forward(to);
         slot.contract = contract;
         slot.choice = choice;
+        self.forwards += 1;
         Ok(call)
     }
 
@@ -317,11 +330,21 @@ impl<F> CallTable<F> {
         sent.collect()
     }
 
-    /// The calls that were passed on for those whom `for_them` says, and where each went if it has left.
-    pub(crate) fn passed_on(&self, for_them: impl Fn(&F) -> bool) -> Vec<(CallId, Option<Target>)> {
-        let slots = (0u32..).zip(&self.slots);
-        let passed = slots.filter(|(_, slot)| matches!(&slot.waiter, Waiter::Forward(to) if for_them(to)));
-        passed.map(|(index, slot)| (CallId::new(index, slot.generation), slot.sent_to())).collect()
+    /// Those who are meant do not wait any more for what was passed on for them: says which calls these are, and where each went
+    /// if it has left. Such a call moves on no more, and is not named again.
+    pub(crate) fn cancel_passed_on(&mut self, meant: impl Fn(&F) -> bool) -> Vec<(CallId, Option<Target>)> {
+        if self.forwards == 0 {
+            return Vec::new();
+        }
+        let slots = (0u32..).zip(&mut self.slots);
+        let passed_on = slots.filter(|(_, slot)| {
+            !slot.is_cancelled && matches!(&slot.waiter, Waiter::Forward(to) if meant(to))
+        });
+        let cancelled = passed_on.map(|(index, slot)| {
+            slot.is_cancelled = true;
+            (CallId::new(index, slot.generation), slot.sent_to())
+        });
+        cancelled.collect()
     }
 
     /// Whether a call went over this lane, so that an answer from there is an answer to it.
@@ -421,6 +444,7 @@ impl<F> CallTable<F> {
             Waiter::Task(waker) => Wake::Task(waker),
             Waiter::Forward(forward) => {
                 let answer = slot.answer.take().unwrap_or_else(pool::take);
+                self.forwards -= 1;
                 self.release(id.slot());
                 Wake::Forward(forward, ending, answer)
             }
@@ -443,7 +467,7 @@ impl<F> CallTable<F> {
 
     /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
     pub(crate) fn abandon(&mut self, id: CallId) -> Option<Target> {
-        let target = self.find(id)?.sent_to();
+        let target = self.find(id)?.to_cancel();
         self.release(id.slot());
         target
     }
@@ -454,6 +478,7 @@ impl<F> CallTable<F> {
         slot.generation = slot.generation.wrapping_add(1).max(1);
         slot.phase = Phase::Free;
         slot.next = self.free;
+        self.forwards -= u32::from(matches!(slot.waiter, Waiter::Forward(_)));
         slot.waiter = Waiter::Nobody;
         slot.keeps_request = false;
         slot.bound_for = None;
@@ -485,7 +510,7 @@ impl<F> CallTable<F> {
             let slot = &self.slots[index];
             let (ending, target) = match slot.phase {
                 Phase::Waiting => (Ending::NotSent(NotSent::Deadline), None),
-                Phase::Sent => (Ending::Unknown(Unknown::Deadline), slot.sent_to()),
+                Phase::Sent => (Ending::Unknown(Unknown::Deadline), slot.to_cancel()),
                 Phase::Free | Phase::Done => continue,
             };
             if slot.deadline > now {
@@ -517,7 +542,7 @@ impl<F> CallTable<F> {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if gone(&slot.waiter) {
-                let (id, sent) = (CallId::new(index as u32, slot.generation), slot.sent_to());
+                let (id, sent) = (CallId::new(index as u32, slot.generation), slot.to_cancel());
                 self.release(index as u32);
                 if let Some(target) = sent {
                     given_up(id, target);

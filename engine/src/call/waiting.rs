@@ -30,8 +30,16 @@ pub(crate) type Waiting = (CallId, Option<OwnedFrame>);
 pub(crate) fn enqueue(list: &mut VecDeque<Waiting>, waiting: Waiting, live: impl Fn(CallId) -> bool) {
     if list.len() == list.capacity() {
         list.retain(|(call, _)| live(*call));
+        make_room(list);
     }
     list.push_back(waiting);
+}
+
+/// A list from which those that have ended were taken: if few had, it grows, so that the next one does not look through it again.
+fn make_room<T>(list: &mut VecDeque<T>) {
+    if list.len() > list.capacity() / 2 {
+        list.reserve(list.capacity() - list.len() + 1);
+    }
 }
 
 /// When a call first waited, among all calls of its shard: the lower, the earlier. It keeps it for as long as it lives.
@@ -115,7 +123,14 @@ impl Line {
                 at
             }
             Err(_) if self.places.len() == self.places.capacity() => {
-                self.places.retain(|place| live(place.call));
+                self.places.retain_mut(|place| {
+                    let lives = live(place.call);
+                    if !lives && let Some(frame) = place.frame.take() {
+                        pool::give(frame);
+                    }
+                    lives
+                });
+                make_room(&mut self.places);
                 self.granted = self.places.iter().filter(|place| place.granted.is_some()).count() as u32;
                 self.next = 0;
                 self.advance();

@@ -7,7 +7,7 @@
 //! its engine when the earliest deadline has come. Blocks are made as load asks for them, and kept: a caller gets the one that
 //! was put back last, which its core still has. When the engine has gone, those of the process that come after use them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::thread::Thread;
@@ -23,7 +23,7 @@ use crate::choice::Choice;
 use crate::error::{NotSent, Unknown};
 use crate::limits::CLIENT_CALLS_MAX;
 use crate::ring::handover::pile::Pile;
-use crate::ring::handover::{self, Fulfilled, guarded};
+use crate::ring::handover::{self, Fulfilled};
 use crate::time::Time;
 
 /// A deadline that is missed by less is no reason to wake the watchdog early.
@@ -107,22 +107,22 @@ impl Promise {
     /// Answers. Whoever this gives back is to be woken, when it suits.
     #[inline]
     #[must_use = "somebody may be waiting"]
-    pub(crate) fn keep(mut self, ending: Ending, frame: Option<OwnedFrame>) -> Option<Waker> {
+    pub(crate) fn keep(mut self, ending: Ending, frame: Option<OwnedFrame>) -> Option<Answered> {
         self.answer(|parcel| (parcel.ending, parcel.frame) = (ending, frame))
     }
 
     /// Answers a broadcast; otherwise as [`keep`](Self::keep).
     #[must_use = "somebody may be waiting"]
-    pub(crate) fn report(mut self, ending: Ending, lines: Box<[Line]>) -> Option<Waker> {
+    pub(crate) fn report(mut self, ending: Ending, lines: Box<[Line]>) -> Option<Answered> {
         self.answer(|parcel| (parcel.ending, parcel.report) = (ending, Some(Box::new(Report { lines }))))
     }
 
     #[inline]
-    fn answer(&mut self, write: impl FnOnce(&mut Parcel)) -> Option<Waker> {
+    fn answer(&mut self, write: impl FnOnce(&mut Parcel)) -> Option<Answered> {
         let mut duty = self.duty.take()?;
         write(duty.content());
         match duty.fulfil() {
-            Fulfilled::For(waker) => waker,
+            Fulfilled::Awaited(block) => Some(Answered(block)),
             Fulfilled::InVain(spare) => {
                 put_back(spare);
                 None
@@ -134,34 +134,64 @@ impl Promise {
 impl Drop for Promise {
     #[inline]
     fn drop(&mut self) {
-        if let Some(waker) = self.answer(|_| ()) {
-            guarded(|| waker.wake());
+        if let Some(Answered(block)) = self.answer(|_| ()) {
+            block.wake();
         }
     }
 }
 
+/// A call whose caller has not been told of the answer yet.
+#[derive(Debug)]
+pub(crate) struct Answered(&'static Block);
+
 /// Callers whose answers are there, and who are woken a batch at a time: while a shard answers, a caller that runs already
 /// would read the lines that it is about to write.
-#[derive(Debug, Default)]
-pub(crate) struct Callers(RefCell<Vec<Waker>>);
+///
+/// Their wakers stay in the blocks, where the watchdog finds them too: a caller whose deadline comes before the batch is full
+/// is woken by that, and finds the answer.
+#[derive(Debug)]
+pub(crate) struct Callers {
+    answered: RefCell<Vec<Answered>>,
+    /// The size of a batch just now.
+    batch: Cell<usize>,
+    /// How many were added since [`paced`](Self::paced) was told last.
+    added: Cell<u32>,
+}
 
 /// A larger batch makes the first of them wait, and gains nothing more.
 const CALLERS_MAX: usize = 32;
+/// So long should the first of a batch wait at most.
+const CALLERS_WAIT: Duration = Duration::from_micros(20);
 
 impl Callers {
+    pub(crate) fn new() -> Self {
+        Self { answered: RefCell::default(), batch: Cell::new(CALLERS_MAX), added: Cell::new(0) }
+    }
+
     #[inline]
-    pub(crate) fn add(&self, waker: Option<Waker>) {
-        let mut callers = self.0.borrow_mut();
-        callers.extend(waker);
-        if callers.len() >= CALLERS_MAX {
-            drop(callers);
+    pub(crate) fn add(&self, answered: Option<Answered>) {
+        let mut list = self.answered.borrow_mut();
+        list.extend(answered);
+        self.added.set(self.added.get() + 1);
+        if list.len() >= self.batch.get() {
+            drop(list);
             self.wake();
+        }
+    }
+
+    /// The last turn took so long: where handlers take their time, callers are woken one by one.
+    #[inline]
+    pub(crate) fn paced(&self, turn: Duration) {
+        let added = self.added.take();
+        if added > 0 {
+            let batch = CALLERS_WAIT.as_nanos() as u64 * u64::from(added) / (turn.as_nanos() as u64).max(1);
+            self.batch.set((batch as usize).clamp(1, CALLERS_MAX));
         }
     }
 
     #[inline]
     pub(crate) fn wake(&self) {
-        if !self.0.borrow().is_empty() {
+        if !self.answered.borrow().is_empty() {
             self.wake_some();
         }
     }
@@ -169,13 +199,13 @@ impl Callers {
     fn wake_some(&self) {
         loop {
             // Not borrowed meanwhile: a waker is somebody else's code.
-            let mut callers = self.0.take();
-            for waker in callers.drain(..) {
-                guarded(|| waker.wake());
+            let mut answered = self.answered.take();
+            for Answered(block) in answered.drain(..) {
+                block.wake();
             }
-            let mut place = self.0.borrow_mut();
+            let mut place = self.answered.borrow_mut();
             if place.is_empty() {
-                *place = callers; // for its memory
+                *place = answered; // for its memory
                 return;
             }
         }
@@ -191,6 +221,8 @@ impl Drop for Callers {
 /// Nobody waits for what is in it.
 #[cold]
 fn put_back(mut spare: Spare) {
+    // Whoever gave up is not kept alive by a block that may lie for long.
+    spare.will_wake_nobody();
     match spare.content().home.upgrade() {
         Some(home) => home.close(spare),
         None => LEFT_BEHIND.push(spare),
@@ -249,13 +281,13 @@ impl Completions {
     /// Begins a call with this request. Its caller is woken by the answer, and at `deadline`.
     #[inline]
     pub(crate) fn open(mut spare: Spare, frame: OwnedFrame, terms: Terms, deadline: Time) -> (Promise, Wait) {
-        // Relaxed: `watch` comes later, with a fence.
-        spare.block().shared().store(deadline.as_nanos(), Ordering::Relaxed);
         let parcel = spare.content();
         parcel.frame = Some(frame);
         parcel.ending = Ending::NotSent(NotSent::Stopping);
         parcel.terms = Some(terms);
         let (duty, wait) = spare.open();
+        // Release: pairs with the Acquire in `expire`, so that nobody says that a call has expired before it has begun.
+        wait.block().shared().store(deadline.as_nanos(), Ordering::Release);
         (Promise { duty: Some(duty) }, wait)
     }
 
@@ -275,7 +307,7 @@ impl Completions {
     }
 
     /// Sees to it that the watchdog looks when this deadline has come. Behind a SeqCst fence after [`open`](Self::open), such
-    /// as a push has: that pairs with the fence in `expire`. Either it sees the completion's deadline, or this sees that it
+    /// as a push has: that pairs with the fence in `expire`. Either it sees the call's deadline, or this sees that it
     /// has begun to look for the earliest one anew.
     #[inline]
     pub(crate) fn watch(&self, deadline: Time) {
@@ -310,7 +342,7 @@ impl Completions {
         fence(Ordering::SeqCst); // pairs with the one before `watch`
         let mut earliest = Time::NEVER.as_nanos();
         for block in self.blocks.all() {
-            let deadline = block.shared().load(Ordering::Relaxed);
+            let deadline = block.shared().load(Ordering::Acquire); // pairs with `open`
             let never = Time::NEVER.as_nanos();
             if deadline > now.as_nanos() {
                 earliest = earliest.min(deadline);
@@ -388,12 +420,57 @@ mod tests {
         }
     }
 
+    fn open(spare: Spare, deadline: Time) -> (Promise, Wait) {
+        let contract = || unreachable!("nobody asks");
+        let terms = Terms { contract, deadline, at_once: false, choice: Choice::Usual };
+        Completions::open(spare, OwnedFrame::new(), terms, deadline)
+    }
+
+    /// A call that was answered; its caller, who has this waker, waits.
+    fn answered(calls: &Arc<Completions>, waker: &Waker) -> Option<Answered> {
+        let (promise, _wait) = open(calls.spare(waker).unwrap(), Time::NEVER);
+        promise.keep(Ending::Reply, None)
+    }
+
+    #[test]
+    fn where_handlers_take_their_time_callers_are_woken_one_by_one() {
+        let (callers, calls) = (Callers::new(), Completions::new());
+        let turn = |count: usize, each: Duration| {
+            (0..count).for_each(|_| callers.add(answered(&calls, Waker::noop())));
+            callers.paced(each * count as u32);
+            callers.batch.get()
+        };
+        assert_eq!(turn(10, Duration::from_micros(100)), 1);
+        assert_eq!(turn(0, Duration::from_micros(100)), 1, "a turn without answers says nothing");
+        assert_eq!(turn(10, Duration::from_micros(2)), 10);
+        assert_eq!(turn(10, Duration::from_nanos(100)), CALLERS_MAX);
+        callers.wake();
+    }
+
+    #[test]
+    fn a_deadline_that_is_looked_at_while_its_call_begins_is_not_lost() {
+        let calls = Completions::new();
+        let spare = calls.spare(Waker::noop()).unwrap();
+        // Another call's deadline makes the watchdog look, whenever it likes.
+        let look = |now| {
+            calls.watch(Time::from_nanos(500));
+            calls.expire(Time::from_nanos(now));
+        };
+        look(2_000);
+        let (promise, wait) = open(spare, Time::from_nanos(1_000));
+        look(3_000);
+        assert!(wait.take_expired());
+        assert!(matches!(wait.give_up(), GivenUp::Unsent));
+        drop(promise);
+    }
+
     #[test]
     fn callers_are_woken_in_the_order_of_their_answers_a_batch_at_a_time_and_nobody_is_forgotten() {
         let woken = Arc::new(Mutex::new(Vec::new()));
         let count = || woken.lock().unwrap().len();
-        let callers = Callers::default();
-        let add = |n| callers.add(Some(Waker::from(Arc::new(Woken(n, woken.clone())))));
+        let callers = Callers::new();
+        let calls = Completions::new();
+        let add = |n| callers.add(answered(&calls, &Waker::from(Arc::new(Woken(n, woken.clone())))));
         (0..CALLERS_MAX - 1).for_each(add);
         callers.add(None);
         assert_eq!(count(), 0);
@@ -414,13 +491,7 @@ mod tests {
         let blocks: Vec<_> = spares.iter().map(|spare| std::ptr::from_ref(spare.block())).collect();
         let mut spares = spares.into_iter();
         // One is with a shard that outlives it.
-        let terms = Terms {
-            contract: || unreachable!("nobody asks"),
-            deadline: Time::NEVER,
-            at_once: false,
-            choice: Choice::Usual,
-        };
-        let late = spares.next().map(|spare| Completions::open(spare, OwnedFrame::new(), terms, Time::NEVER));
+        let late = spares.next().map(|spare| open(spare, Time::NEVER));
         spares.for_each(|spare| calls.close(spare));
         let (promise, wait) = late.unwrap();
         assert!(matches!(wait.give_up(), GivenUp::Unsent));

@@ -83,10 +83,10 @@ impl<'a> Exchange<'a> {
         write: impl FnOnce(&ClientShared) -> Result<Letter, NotSent>,
     ) -> Poll<Answer> {
         if !matches!(self.stage, Stage::InFlight(_)) {
+            let is_first = matches!(self.stage, Stage::Unsent);
             let pushed = match std::mem::replace(&mut self.stage, Stage::Ended) {
                 Stage::Unsent => self.seal(write, cx).and_then(|promise| self.push(promise, false, cx)),
                 Stage::Waiting(call, promise) => {
-                    call.wait.register(cx.waker());
                     self.stage = Stage::InFlight(call);
                     self.push(promise, true, cx)
                 }
@@ -95,10 +95,10 @@ impl<'a> Exchange<'a> {
             if let Err(reason) = pushed {
                 return Poll::Ready((Ending::NotSent(reason), None));
             }
-            // Whoever answers finds the waker, and there is no look at lines that the shard is about to write. The fence in
-            // the push pairs with the one in `Completions::abandon`: either this sees that the engine has stopped, or the
-            // waker is found there.
-            if !self.shared.calls.are_abandoned() && matches!(self.stage, Stage::InFlight(_)) {
+            // Whoever answers, or finds the deadline passed, finds this waker too: so there is no look at lines that the shard
+            // is about to write. The fence in the push pairs with the one in `Completions::abandon`: either this sees that the
+            // engine has stopped, or the waker is found there.
+            if is_first && !self.shared.calls.are_abandoned() {
                 return Poll::Pending;
             }
         }
@@ -130,20 +130,16 @@ impl<'a> Exchange<'a> {
         let shared = self.shared;
         // The block and its waker before the letter: what is written into both misses the cache, and a locked instruction
         // before the push would wait for it.
-        let mut spare = shared.calls.spare(cx.waker()).ok_or(NotSent::TooManyCalls)?;
-        let letter = match write(shared) {
-            Ok(letter) if letter.within.is_zero() => Err(NotSent::Deadline),
-            Ok(letter) if shared.inboxes[usize::from(letter.shard)].is_closed() => Err(NotSent::Stopping),
-            written => written,
-        };
-        let Letter { shard, frame, contract, within, grace, at_once, choice } = match letter {
-            Ok(letter) => letter,
-            Err(reason) => {
-                spare.will_wake_nobody();
-                shared.calls.close(spare);
-                return Err(reason);
-            }
-        };
+        let spare = shared.calls.spare(cx.waker()).ok_or(NotSent::TooManyCalls)?;
+        let mut reserved = Reserved(&shared.calls, Some(spare));
+        let Letter { shard, frame, contract, within, grace, at_once, choice } = write(shared)?;
+        if within.is_zero() {
+            return Err(NotSent::Deadline);
+        }
+        if shared.inboxes[usize::from(shard)].is_closed() {
+            return Err(NotSent::Stopping);
+        }
+        let spare = reserved.1.take().ok_or(NotSent::TooManyCalls)?;
         let deadline = shared.clock.now() + within;
         let terms = Terms { contract, deadline, at_once, choice };
         let deadline = deadline + grace;
@@ -229,11 +225,23 @@ impl<'a> Exchange<'a> {
         wait.give_up()
     }
 
-    /// What was never pushed is over.
+    /// What was never pushed is over. Nobody has to be woken: the promise is dropped when it has been given up.
     fn take_back(&self, call: InFlight, promise: Promise) {
-        drop(promise);
         if let GivenUp::Answered(answered) = self.give_up(call.wait) {
             self.shared.calls.close(answered);
+        }
+        drop(promise);
+    }
+}
+
+/// A block for a call that may yet come to nothing, or panic, while it is written.
+struct Reserved<'a>(&'a Completions, Option<Spare>);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some(mut spare) = self.1.take() {
+            spare.will_wake_nobody();
+            self.0.close(spare);
         }
     }
 }

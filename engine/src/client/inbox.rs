@@ -19,7 +19,7 @@ use crate::ring::handover::guarded;
 
 /// What comes into a shard from outside its engine's shards.
 pub(crate) enum Inbound {
-    /// A call, with its request still in the promise's box.
+    /// A call, with its request still in the promise's block.
     Call(Promise),
     /// An event.
     Event(OwnedFrame),

@@ -57,7 +57,6 @@ const CONTRACT_BYTES_MIN: usize = 13 + LAYOUT_BYTES_MIN;
 const LAYOUT_BYTES_MIN: usize = 10;
 const FIELD_BYTES_MIN: usize = 10;
 
-const _: () = assert!(LAYOUTS_MAX <= 255, "it travels as a byte");
 // Both travel as a u16.
 const _: () = assert!(FIELDS_MAX <= 65_535);
 const _: () = assert!(PATH_BYTES_MAX <= 65_535);

@@ -274,7 +274,7 @@ impl Lanes {
         let node = &self.view.members()[position as usize].node;
         if self.view.candidates(message).contains(&position) {
             NotSent::Layout
-        } else if node.handles.iter().any(|(handled, _)| *handled == message) {
+        } else if node.serves(message) {
             NotSent::OutOfReach
         } else {
             NotSent::NoHandler

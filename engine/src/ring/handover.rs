@@ -76,7 +76,9 @@ impl<S, T> Block<S, T> {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Wakes the one who waits, if there is one. The block may serve another exchange by now: then that one looks around once
+    /// in vain.
+    pub(crate) fn wake(&self) {
         guarded(|| self.waker.wake());
     }
 
@@ -165,23 +167,22 @@ impl<S, T> Duty<S, T> {
         self.0.state.load(Ordering::Acquire) & GIVEN_UP != 0 // pairs with `give_up`
     }
 
-    /// The content is the answer now. If nobody waits for it, the block comes back here.
+    /// The content is the answer now. If nobody waits for it, the block comes back here; else whoever waits is to be woken.
     #[inline]
     pub(crate) fn fulfil(self) -> Fulfilled<S, T> {
         // AcqRel: pairs with the caller's side. From here on the content is not ours, unless the other one was first.
         if self.0.state.fetch_or(ANSWERED, Ordering::AcqRel) & GIVEN_UP != 0 {
             return Fulfilled::InVain(Spare(self.0));
         }
-        // The block may serve another exchange already: then that one looks around once in vain.
-        Fulfilled::For(self.0.waker.take())
+        Fulfilled::Awaited(self.0)
     }
 }
 
 /// What came of an answer.
 #[must_use = "somebody may be waiting"]
 pub(crate) enum Fulfilled<S: 'static, T: 'static> {
-    /// It is there, for who has this waker.
-    For(Option<Waker>),
+    /// Somebody waits for it.
+    Awaited(&'static Block<S, T>),
     /// Nobody waits.
     InVain(Spare<S, T>),
 }
@@ -278,7 +279,7 @@ mod tests {
     fn left<S, T>(fulfilled: Fulfilled<S, T>) -> Option<Spare<S, T>> {
         match fulfilled {
             Fulfilled::InVain(spare) => Some(spare),
-            Fulfilled::For(_) => None,
+            Fulfilled::Awaited(_) => None,
         }
     }
 

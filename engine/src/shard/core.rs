@@ -177,7 +177,7 @@ impl Core {
             handlers: OnceCell::new(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
-            callers: Callers::default(),
+            callers: Callers::new(),
             outbox: RefCell::new(VecDeque::new()),
             here: RefCell::new(VecDeque::new()),
             fanouts: RefCell::default(),

@@ -71,6 +71,7 @@ impl Shard {
         counters.turns.add(1);
         if let Some(began) = self.turned.replace(now) {
             let lasted = now.since(began);
+            self.core.callers.paced(lasted);
             counters.turn_us_max.raise(lasted.as_micros() as u64);
             if lasted >= STALL {
                 counters.stalls.add(1);

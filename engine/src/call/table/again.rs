@@ -38,7 +38,9 @@ impl<F> CallTable<F> {
         let kept = match slot.waiter {
             Waiter::Task(_) | Waiter::Batch(_) => true,
             // A part of a broadcast is for its node, and for no other.
-            Waiter::Forward(_) => slot.keeps_request && !slot.answer.as_ref().is_some_and(is_event),
+            Waiter::Forward(_) => {
+                slot.keeps_request && !slot.is_cancelled && !slot.answer.as_ref().is_some_and(is_event)
+            }
             Waiter::Nobody => false,
         };
         let Slot { deadline, choice, idempotent, ref journey, .. } = *slot;
@@ -77,5 +79,36 @@ impl<F> CallTable<F> {
     /// The peer that a waiting call was to go to, once.
     pub(crate) fn take_bound(&mut self, id: CallId) -> Option<u32> {
         self.find(id)?.bound_for.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::table::{LaneKey, Target};
+    use crate::time::Time;
+
+    #[test]
+    fn a_call_that_was_passed_on_and_cancelled_moves_on_no_more_and_is_named_once() {
+        let mut table = CallTable::<u32>::new(8);
+        let target = Target::Lane { lane: LaneKey { index: 1, generation: 1 }, offset: 64 };
+        assert!(table.cancel_passed_on(|_| true).is_empty(), "there is none");
+        let mut pass_on = |for_whom| {
+            let call = table.open_forward(Time::NEVER, for_whom, None, Choice::Usual).unwrap();
+            table.sent(call, target);
+            table.keep_request(call, pool::take());
+            call
+        };
+        let (one, other) = (pass_on(1), pass_on(2));
+        assert!(table.movable(one).is_some());
+        assert_eq!(table.cancel_passed_on(|for_whom| *for_whom == 1), [(one, Some(target))]);
+        assert!(table.movable(one).is_none() && table.movable(other).is_some());
+        assert!(table.cancel_passed_on(|for_whom| *for_whom == 1).is_empty());
+        assert_eq!(table.abandon(one), None, "whoever has it knows already");
+        assert_eq!(table.abandon(other), Some(target));
+        assert!(table.cancel_passed_on(|_| true).is_empty());
+        // The slot serves another call, which nobody has cancelled.
+        let next = table.open_forward(Time::NEVER, 3, None, Choice::Usual).unwrap();
+        assert_eq!(table.cancel_passed_on(|_| true), [(next, None)]);
     }
 }

@@ -375,7 +375,7 @@ impl Core {
     #[cold]
     pub(crate) fn end_for(&self, ctx: &Context, them: impl Fn(&ReplyTo) -> bool) {
         self.end_tasks(ctx, |to, _| them(to));
-        let passed_on = self.calls.borrow().passed_on(them);
+        let passed_on = self.calls.borrow_mut().cancel_passed_on(them);
         for (call, target) in passed_on {
             match target {
                 Some(target) => self.cancel(call, target),
