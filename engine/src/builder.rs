@@ -44,7 +44,9 @@ pub enum Runtime {
 }
 
 /// Why an engine did not start. Nothing of it runs.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its `Debug` says the same as its `Display`, because that is what is printed when `main` or a test returns it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// No shards.
@@ -180,6 +182,12 @@ pub enum StartError {
         /// How long it is.
         bytes: usize,
     },
+}
+
+impl std::fmt::Debug for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
 }
 
 /// Describes an engine. Made by [`Engine::builder`].

@@ -104,7 +104,9 @@ fn two_types_of_one_name_are_a_start_error() {
 #[test]
 fn a_description_that_makes_no_sense_does_not_start() {
     let started = Engine::builder().shards(0).start();
-    assert!(matches!(started.unwrap_err(), StartError::Shards(0)));
+    let error = started.unwrap_err();
+    assert!(matches!(error, StartError::Shards(0)));
+    assert_eq!(format!("{error:?}"), error.to_string(), "what is printed when main returns it");
     let started = Engine::builder().cores([100_000]).start();
     assert!(matches!(started.unwrap_err(), StartError::NoSuchCore { core: 100_000 }));
     let started =
