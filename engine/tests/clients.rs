@@ -240,6 +240,16 @@ fn dropping_a_call_from_outside_stops_its_handler() {
     }
 }
 
+/// A node of so many shards that serves nothing, beside `there`.
+fn beside(there: &Engine, shards: usize) -> Engine {
+    let endpoint = there.endpoint().unwrap();
+    Engine::builder()
+        .shards(shards)
+        .cluster(List::of([format!("there={endpoint}")]).node("here", "127.0.0.1:0"))
+        .start()
+        .unwrap()
+}
+
 #[test]
 fn dropping_a_call_from_outside_stops_its_handler_on_another_node() {
     let gate = Arc::new(Gate::default());
@@ -250,12 +260,7 @@ fn dropping_a_call_from_outside_stops_its_handler_on_another_node() {
         .cluster(List::of(Vec::<String>::new()).node("there", "127.0.0.1:0"))
         .start()
         .unwrap();
-    let endpoint = there.endpoint().unwrap();
-    let here = Engine::builder()
-        .shards(2)
-        .cluster(List::of([format!("there={endpoint}")]).node("here", "127.0.0.1:0"))
-        .start()
-        .unwrap();
+    let here = beside(&there, 2);
     let client = here.client();
     let mut call = Box::pin(client.send(&Hang).within(LONG));
     begin(&mut call);
@@ -275,12 +280,7 @@ fn dropping_a_call_stops_its_handler_behind_the_shard_of_another_node_that_passe
         .cluster(List::of(Vec::<String>::new()).node("there", "127.0.0.1:0"))
         .start()
         .unwrap();
-    let endpoint = there.endpoint().unwrap();
-    let here = Engine::builder()
-        .shards(1)
-        .cluster(List::of([format!("there={endpoint}")]).node("here", "127.0.0.1:0"))
-        .start()
-        .unwrap();
+    let here = beside(&there, 1);
     let client = here.client();
     let runs = |count| gate.hanging.load(Ordering::SeqCst) == count;
     let mut call = Box::pin(client.send(&Hang).within(LONG));

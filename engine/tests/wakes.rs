@@ -91,21 +91,28 @@ fn begin<F: Future + Unpin>(call: &mut F, waker: &Waker) {
     assert!(Pin::new(call).poll(&mut TaskContext::from_waker(waker)).is_pending());
 }
 
+static HOLDS: [Hold; 2] = [Hold { number: 1 }, Hold { number: 2 }];
+
+/// Two calls that hold the shard up; the first does so already, and the second has not begun.
+fn hold_up<'a>(client: &'a Client, gate: &Gate) -> [impl Future + Unpin + use<'a>; 2] {
+    let mut held = HOLDS.each_ref().map(|hold| Box::pin(client.send(hold).within(LONG)));
+    begin(&mut held[0], Waker::noop());
+    gate.holds(1);
+    held
+}
+
 #[test]
 fn who_is_answered_is_woken_by_the_deadline_at_the_latest_though_the_next_handler_does_not_return() {
     let gate = Arc::new(Gate::default());
     let engine = engine(&gate);
     let client = engine.client();
-    let holds = [Hold { number: 1 }, Hold { number: 2 }];
-    let mut held = holds.each_ref().map(|hold| Box::pin(client.send(hold).within(LONG)));
-    begin(&mut held[0], Waker::noop());
-    gate.holds(1);
+    let [_first, mut second] = hold_up(&client, &gate);
     // The shard finds both behind the first, and takes them in one turn.
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
     let mut asked = Box::pin(client.send(&Ask {}).within(Duration::from_millis(500)));
     begin(&mut asked, &waker);
-    begin(&mut held[1], Waker::noop());
+    begin(&mut second, Waker::noop());
     gate.let_go(1);
     gate.holds(2);
     eventually("it is woken", || woken.count() > 0);
@@ -119,11 +126,8 @@ fn a_call_whose_deadline_came_while_it_waited_for_room_ends_though_there_is_room
     let gate = Arc::new(Gate::default());
     let engine = engine(&gate);
     let client = engine.client();
-    let holds = [Hold { number: 1 }, Hold { number: 2 }];
-    let mut held = holds.each_ref().map(|hold| Box::pin(client.send(hold).within(LONG)));
-    begin(&mut held[0], Waker::noop());
-    gate.holds(1);
-    begin(&mut held[1], Waker::noop());
+    let [_first, mut second] = hold_up(&client, &gate);
+    begin(&mut second, Waker::noop());
     let ask = Ask {};
     let mut full: Vec<_> =
         (1..catga::limits::INBOX_CALLS).map(|_| Box::pin(client.send(&ask).within(LONG))).collect();
@@ -147,10 +151,7 @@ fn nothing_of_a_call_that_was_given_up_is_kept() {
     let gate = Arc::new(Gate::default());
     let engine = engine(&gate);
     let client = engine.client();
-    let hold = Hold { number: 1 };
-    let mut held = Box::pin(client.send(&hold).within(LONG));
-    begin(&mut held, Waker::noop());
-    gate.holds(1);
+    let _held = hold_up(&client, &gate);
     let woken = Arc::new(Woken::default());
     let ask = Ask {};
     let mut calls: Vec<_> = (0..100).map(|_| Box::pin(client.send(&ask).within(LONG))).collect();

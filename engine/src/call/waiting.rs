@@ -95,10 +95,16 @@ impl Line {
         (self.granted, self.granted as usize * self.bytes)
     }
 
+    /// Whether a call may go: nobody waits, or the line lets it.
+    #[inline(always)] // most find no line
+    pub(crate) fn admits(&self, ticket: Ticket) -> bool {
+        self.is_empty() || self.lets(ticket)
+    }
+
     /// Whether a call may go although there is a line: it has been granted room, and nobody before it has come back; or it began
     /// to wait before all of them.
     #[cold]
-    pub(crate) fn lets(&self, ticket: Ticket) -> bool {
+    fn lets(&self, ticket: Ticket) -> bool {
         match self.find(ticket) {
             Ok(at) => at < self.next,
             Err(at) => at == 0,

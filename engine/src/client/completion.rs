@@ -7,7 +7,6 @@
 //! its engine when the earliest deadline has come. Blocks are made as load asks for them, and kept: a caller gets the one that
 //! was put back last, which its core still has. When the engine has gone, those of the process that come after use them.
 
-use std::cell::{Cell, RefCell};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::thread::Thread;
@@ -134,8 +133,8 @@ impl Promise {
 impl Drop for Promise {
     #[inline]
     fn drop(&mut self) {
-        if let Some(Answered(block)) = self.answer(|_| ()) {
-            block.wake();
+        if let Some(answered) = self.answer(|_| ()) {
+            answered.wake();
         }
     }
 }
@@ -144,77 +143,10 @@ impl Drop for Promise {
 #[derive(Debug)]
 pub(crate) struct Answered(&'static Block);
 
-/// Callers whose answers are there, and who are woken a batch at a time: while a shard answers, a caller that runs already
-/// would read the lines that it is about to write.
-///
-/// Their wakers stay in the blocks, where the watchdog finds them too: a caller whose deadline comes before the batch is full
-/// is woken by that, and finds the answer.
-#[derive(Debug)]
-pub(crate) struct Callers {
-    answered: RefCell<Vec<Answered>>,
-    /// The size of a batch just now.
-    batch: Cell<usize>,
-    /// How many were added since [`paced`](Self::paced) was told last.
-    added: Cell<u32>,
-}
-
-/// A larger batch makes the first of them wait, and gains nothing more.
-const CALLERS_MAX: usize = 32;
-/// So long should the first of a batch wait at most.
-const CALLERS_WAIT: Duration = Duration::from_micros(20);
-
-impl Callers {
-    pub(crate) fn new() -> Self {
-        Self { answered: RefCell::default(), batch: Cell::new(CALLERS_MAX), added: Cell::new(0) }
-    }
-
-    #[inline]
-    pub(crate) fn add(&self, answered: Option<Answered>) {
-        let mut list = self.answered.borrow_mut();
-        list.extend(answered);
-        self.added.set(self.added.get() + 1);
-        if list.len() >= self.batch.get() {
-            drop(list);
-            self.wake();
-        }
-    }
-
-    /// The last turn took so long: where handlers take their time, callers are woken one by one.
-    #[inline]
-    pub(crate) fn paced(&self, turn: Duration) {
-        let added = self.added.take();
-        if added > 0 {
-            let batch = CALLERS_WAIT.as_nanos() as u64 * u64::from(added) / (turn.as_nanos() as u64).max(1);
-            self.batch.set((batch as usize).clamp(1, CALLERS_MAX));
-        }
-    }
-
-    #[inline]
-    pub(crate) fn wake(&self) {
-        if !self.answered.borrow().is_empty() {
-            self.wake_some();
-        }
-    }
-
-    fn wake_some(&self) {
-        loop {
-            // Not borrowed meanwhile: a waker is somebody else's code.
-            let mut answered = self.answered.take();
-            for Answered(block) in answered.drain(..) {
-                block.wake();
-            }
-            let mut place = self.answered.borrow_mut();
-            if place.is_empty() {
-                *place = answered; // for its memory
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Callers {
-    fn drop(&mut self) {
-        self.wake();
+impl Answered {
+    /// Tells the caller.
+    pub(crate) fn wake(self) {
+        self.0.wake();
     }
 }
 
@@ -405,20 +337,8 @@ impl Drop for Completions {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-    use std::task::Wake;
-
+pub(crate) mod tests {
     use super::*;
-
-    /// Writes down that it was woken.
-    struct Woken(usize, Arc<Mutex<Vec<usize>>>);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.1.lock().unwrap().push(self.0);
-        }
-    }
 
     fn open(spare: Spare, deadline: Time) -> (Promise, Wait) {
         let contract = || unreachable!("nobody asks");
@@ -427,24 +347,9 @@ mod tests {
     }
 
     /// A call that was answered; its caller, who has this waker, waits.
-    fn answered(calls: &Arc<Completions>, waker: &Waker) -> Option<Answered> {
+    pub(crate) fn answered(calls: &Arc<Completions>, waker: &Waker) -> Option<Answered> {
         let (promise, _wait) = open(calls.spare(waker).unwrap(), Time::NEVER);
         promise.keep(Ending::Reply, None)
-    }
-
-    #[test]
-    fn where_handlers_take_their_time_callers_are_woken_one_by_one() {
-        let (callers, calls) = (Callers::new(), Completions::new());
-        let turn = |count: usize, each: Duration| {
-            (0..count).for_each(|_| callers.add(answered(&calls, Waker::noop())));
-            callers.paced(each * count as u32);
-            callers.batch.get()
-        };
-        assert_eq!(turn(10, Duration::from_micros(100)), 1);
-        assert_eq!(turn(0, Duration::from_micros(100)), 1, "a turn without answers says nothing");
-        assert_eq!(turn(10, Duration::from_micros(2)), 10);
-        assert_eq!(turn(10, Duration::from_nanos(100)), CALLERS_MAX);
-        callers.wake();
     }
 
     #[test]
@@ -462,26 +367,6 @@ mod tests {
         assert!(wait.take_expired());
         assert!(matches!(wait.give_up(), GivenUp::Unsent));
         drop(promise);
-    }
-
-    #[test]
-    fn callers_are_woken_in_the_order_of_their_answers_a_batch_at_a_time_and_nobody_is_forgotten() {
-        let woken = Arc::new(Mutex::new(Vec::new()));
-        let count = || woken.lock().unwrap().len();
-        let callers = Callers::new();
-        let calls = Completions::new();
-        let add = |n| callers.add(answered(&calls, &Waker::from(Arc::new(Woken(n, woken.clone())))));
-        (0..CALLERS_MAX - 1).for_each(add);
-        callers.add(None);
-        assert_eq!(count(), 0);
-        add(CALLERS_MAX - 1);
-        assert_eq!(count(), CALLERS_MAX, "no batch is larger");
-        add(CALLERS_MAX);
-        callers.wake();
-        assert_eq!(count(), CALLERS_MAX + 1);
-        add(CALLERS_MAX + 1);
-        drop(callers);
-        assert_eq!(*woken.lock().unwrap(), (0..CALLERS_MAX + 2).collect::<Vec<_>>());
     }
 
     #[test]

@@ -103,22 +103,19 @@ impl<'a> Exchange<'a> {
             }
         }
         let (Stage::InFlight(call) | Stage::Waiting(call, _)) = &self.stage else { return Poll::Pending };
-        if !call.wait.is_answered() {
+        let mut is_answered = call.wait.is_answered();
+        if !is_answered {
             call.wait.register(cx.waker());
-            if !call.wait.is_answered() {
-                return self.look_at_the_clock();
-            }
+            is_answered = call.wait.is_answered();
         }
-        match std::mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::InFlight(call) => match call.wait.answer() {
-                Ok(answered) => Poll::Ready(self.open(answered)),
-                Err(_) => unreachable!("an answer stays"),
-            },
-            other => {
-                self.stage = other;
-                self.look_at_the_clock()
-            }
+        // A promise that waits with the caller has not been kept.
+        if is_answered
+            && let Stage::InFlight(call) = std::mem::replace(&mut self.stage, Stage::Ended)
+            && let Ok(answered) = call.wait.answer()
+        {
+            return Poll::Ready(self.open(answered));
         }
+        self.look_at_the_clock()
     }
 
     /// Makes a promise of the letter; to keep it in flight is the next step.

@@ -7,6 +7,7 @@
 //! Nothing can be lost on the way: the box travels inside a [`Promise`](completion::Promise), and a promise that is dropped
 //! tells its caller so. Nothing waits for ever either: the watchdog's thread keeps the deadlines, whatever the shard does.
 
+pub(crate) mod callers;
 pub(crate) mod completion;
 pub(crate) mod exchange;
 pub(crate) mod inbox;

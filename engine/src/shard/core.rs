@@ -25,7 +25,7 @@ use crossbeam_utils::CachePadded;
 use crate::call::table::{CallTable, Ending, Target};
 use crate::call::waiting::Ticket;
 use crate::choice::Choice;
-use crate::client::completion::Callers;
+use crate::client::callers::Callers;
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};

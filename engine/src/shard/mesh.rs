@@ -247,11 +247,7 @@ impl Outgoing {
 
     #[inline(always)] // as `request`
     fn may_send(&self, ticket: Ticket) -> Result<(), NoRoom> {
-        if self.credits == 0 || (!self.line.is_empty() && !self.line.lets(ticket)) {
-            Err(NoRoom::Wait)
-        } else {
-            Ok(())
-        }
+        if self.credits > 0 && self.line.admits(ticket) { Ok(()) } else { Err(NoRoom::Wait) }
     }
 
     #[inline(always)] // as `request`; most have no ticket, which is known where this is compiled

@@ -45,7 +45,7 @@ impl Lanes {
         send: impl FnOnce(&mut Lane) -> Result<Queued, SendError>,
     ) -> Result<u64, NoRoom> {
         self.with(key, |lane| {
-            if !lane.line.is_empty() && !lane.line.lets(ticket) {
+            if !lane.line.admits(ticket) {
                 return Err(NoRoom::Wait);
             }
             let Queued { offset } = send(&mut lane.machine).map_err(no_room)?;
