@@ -467,7 +467,7 @@ fn a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory() {
             .unwrap();
         let text =
             [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-        assert!(alone.status.success(), "{text}");
+        assert!(alone.status.success() && text.contains("1 passed"), "{text}");
         return;
     }
     for _ in 0..10 {
@@ -476,6 +476,11 @@ fn a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory() {
     let (before, memory) = (held(), resident_kib());
     for _ in 0..50 {
         use_some_engines();
+    }
+    // A thread that was joined may be in the system's list for a moment longer.
+    let end = Instant::now() + Duration::from_secs(10);
+    while held() != before && Instant::now() < end {
+        std::thread::yield_now();
     }
     assert_eq!(held(), before, "(threads, descriptors) after and before");
     let grown = resident_kib().saturating_sub(memory);
