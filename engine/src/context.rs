@@ -107,6 +107,34 @@ impl Context {
         Batch::new(self, requests.into_iter())
     }
 
+    /// As [`send_batch`](Self::send_batch), of requests that are there already and stay where they are: a slice of them, or
+    /// whatever else lends them. Nothing but their archives is copied, however large they are.
+    ///
+    /// ```
+    /// # use catga::prelude::*;
+    /// # #[request(reply = Priced)] struct Price { sku: u32 }
+    /// # #[message] struct Priced { cents: u64 }
+    /// # struct Desk;
+    /// # #[request(reply = Priced)] struct Total { prices: Vec<u32> }
+    /// # impl Desk {
+    /// async fn total(_: &State<Self>, _: &Archived<Total>, ctx: &Context) -> Result<Priced, Fault> {
+    ///     let prices = [Price { sku: 7 }, Price { sku: 8 }];
+    ///     let mut cents = 0;
+    ///     ctx.send_batch_of(&prices)
+    ///         .for_each(|_place, outcome| cents += outcome.map_or(0, |priced| priced.cents.to_native()))
+    ///         .await;
+    ///     Ok(Priced { cents })
+    /// }
+    /// # }
+    /// ```
+    pub fn send_batch_of<'a, 'r, R, I>(&'a self, requests: I) -> Batch<'a, R, I::IntoIter>
+    where
+        R: Request,
+        I: IntoIterator<Item = &'r R>,
+    {
+        Batch::new(self, requests.into_iter())
+    }
+
     /// A future that is ready after `duration`, in an async handler. Time is that of the shard's turns: it counts from the
     /// start of this one, and ends with the first one that starts late enough. So it is as exact as the turns are short.
     ///

@@ -174,8 +174,9 @@ impl Party {
                 ctx.send_batch((0..calls).map(|value| EchoBack { value })).in_flight(in_flight).within(LONG);
             echoes.for_each(|place, reply| tally.take(place, reply)).await;
         } else {
-            let pings =
-                ctx.send_batch((0..calls).map(|value| Knock { value })).in_flight(in_flight).within(LONG);
+            // Lent, where the others are given away.
+            let knocks: Vec<_> = (0..calls).map(|value| Knock { value }).collect();
+            let pings = ctx.send_batch_of(&knocks).in_flight(in_flight).within(LONG);
             pings.for_each(|place, reply| tally.take(place, reply)).await;
         }
         tally.done()

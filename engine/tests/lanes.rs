@@ -79,7 +79,8 @@ impl Relayer {
     async fn relay(_: &State<Self>, relay: &Archived<Relay>, ctx: &Context) -> Result<Tally, Fault> {
         let (calls, bytes) = (relay.calls.to_native(), relay.bytes.to_native());
         let mut tally = Tally { replies: 0, errors: 0 };
-        let batch = ctx.send_batch((0..calls).map(|_| Take { blob: vec![1; bytes as usize] })).within(LONG);
+        let take = Take { blob: vec![1; bytes as usize] };
+        let batch = ctx.send_batch_of(std::iter::repeat_n(&take, calls as usize)).within(LONG);
         batch
             .for_each(|_, outcome| match outcome {
                 Ok(reply) if reply.bytes[..] == [bytes as u8] => tally.replies += 1,

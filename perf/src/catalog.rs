@@ -74,8 +74,15 @@ fn scenarios(options: &Options) -> Vec<Box<dyn Scenario>> {
         Box::new(Lane::spinning("lane/open", How::Futures, open, "floor/tcp/open", payload)),
         Box::new(Lane::parked("lane/park/1", closed(1), Some("floor/tcp/block/1"), payload)),
         Box::new(Lane::parked("lane/cpu", Pace::Open { rate_per_s: CPU_RATE_PER_S }, None, payload)),
-        Box::new(Lane::payload("lane/payload/1024", 1_024, 1_024, "floor/tcp/payload/1024")),
-        Box::new(Lane::payload("lane/payload/16384", 64, 16_384, "floor/tcp/payload/16384")),
+        Box::new(Lane::payload("lane/payload/1024", How::BatchOf, 1_024, 1_024, "floor/tcp/payload/1024")),
+        Box::new(Lane::payload(
+            "lane/payload/1024/futures",
+            How::Futures,
+            1_024,
+            1_024,
+            "floor/tcp/payload/1024",
+        )),
+        Box::new(Lane::payload("lane/payload/16384", How::BatchOf, 64, 16_384, "floor/tcp/payload/16384")),
         Box::new(Orders::across_nodes(options.orders.clone())),
         Box::new(Orders::new(options.orders.clone())),
     ]

@@ -4,7 +4,9 @@
 //! for all: each request still has its own header, slot, deadline, dispatch and outcome, and the outcomes of one turn
 //! are handed out together, each read in place in its slot.
 
+use std::borrow::Borrow;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -22,17 +24,19 @@ use crate::time::Time;
 /// How many calls of a batch are in flight at once, unless it says otherwise.
 const IN_FLIGHT: usize = 1024;
 
-/// Many calls: made by [`Context::send_batch`]. Choose how to take the outcomes: [`for_each`](Batch::for_each) or
-/// [`collect`](Batch::collect).
+/// Many calls: made by [`Context::send_batch`] or [`Context::send_batch_of`]. Choose how to take the outcomes:
+/// [`for_each`](Batch::for_each) or [`collect`](Batch::collect).
 #[must_use = "a batch is sent when its outcomes are awaited"]
-pub struct Batch<'a, R: Request, I: Iterator<Item = R>> {
+pub struct Batch<'a, R: Request, I: Iterator<Item: Borrow<R>>> {
     ctx: &'a Context,
+    /// Owned or lent.
     requests: I,
+    request: PhantomData<fn() -> R>,
     in_flight: usize,
     within: Option<Duration>,
 }
 
-impl<R: Request, I: Iterator<Item = R>> std::fmt::Debug for Batch<'_, R, I> {
+impl<R: Request, I: Iterator<Item: Borrow<R>>> std::fmt::Debug for Batch<'_, R, I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Batch")
             .field("message", &R::NAME)
@@ -48,9 +52,9 @@ pub type Collected<R> = Result<Reply<<R as Request>::Reply>, CallError<<R as Req
 pub type Outcome<'r, R> =
     Result<&'r catga_codec::Archived<<R as Request>::Reply>, CallError<<R as Request>::Error>>;
 
-impl<'a, R: Request, I: Iterator<Item = R>> Batch<'a, R, I> {
+impl<'a, R: Request, I: Iterator<Item: Borrow<R>>> Batch<'a, R, I> {
     pub(crate) fn new(ctx: &'a Context, requests: I) -> Self {
-        Self { ctx, requests, in_flight: IN_FLIGHT, within: None }
+        Self { ctx, requests, request: PhantomData, in_flight: IN_FLIGHT, within: None }
     }
 
     /// How many calls are in flight at once. Default 1,024; at least 1.
@@ -92,14 +96,15 @@ impl<'a, R: Request, I: Iterator<Item = R>> Batch<'a, R, I> {
 }
 
 /// The work of a batch. `Settle` is given each ending with its frame, and may give the frame back.
-struct Run<'a, R: Request, I: Iterator<Item = R>, Settle> {
+struct Run<'a, R: Request, I: Iterator<Item: Borrow<R>>, Settle> {
     ctx: &'a Context,
     requests: I,
+    request: PhantomData<fn() -> R>,
     exhausted: bool,
     /// A request for which there was no room, and its slot.
-    stalled: Option<(R, CallId)>,
+    stalled: Option<(I::Item, CallId)>,
     /// In a cluster the requests in flight, by slot, with their places: one that comes to nothing on a node is sent again.
-    kept: Vec<Option<(R, u32)>>,
+    kept: Vec<Option<(I::Item, u32)>>,
     next: u32,
     flying: usize,
     in_flight: usize,
@@ -109,15 +114,16 @@ struct Run<'a, R: Request, I: Iterator<Item = R>, Settle> {
     settle: Settle,
 }
 
-impl<'a, R: Request, I: Iterator<Item = R>> Run<'a, R, I, ()> {
+impl<'a, R: Request, I: Iterator<Item: Borrow<R>>> Run<'a, R, I, ()> {
     fn with<Settle>(batch: Batch<'a, R, I>, settle: Settle) -> Run<'a, R, I, Settle>
     where
         Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
     {
-        let Batch { ctx, requests, in_flight, within } = batch;
+        let Batch { ctx, requests, request, in_flight, within } = batch;
         Run {
             ctx,
             requests,
+            request,
             exhausted: false,
             stalled: None,
             kept: Vec::new(),
@@ -155,7 +161,7 @@ impl<'a, R: Request, I: Iterator<Item = R>> Run<'a, R, I, ()> {
 impl<R, I, Settle> Run<'_, R, I, Settle>
 where
     R: Request,
-    I: Iterator<Item = R>,
+    I: Iterator<Item: Borrow<R>>,
     Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
 {
     /// Hands out the endings that have come.
@@ -230,7 +236,7 @@ where
         }
     }
 
-    fn keep(&mut self, call: CallId, request: R, place: u32) {
+    fn keep(&mut self, call: CallId, request: I::Item, place: u32) {
         let slot = call.slot() as usize;
         if self.kept.len() <= slot {
             self.kept.resize_with(slot + 1, || None);
@@ -238,9 +244,16 @@ where
         self.kept[slot] = Some((request, place));
     }
 
-    fn attempt(&mut self, request: R, deadline: Time, slot: Option<CallId>, batch: BatchId, place: u32) {
+    fn attempt(
+        &mut self,
+        request: I::Item,
+        deadline: Time,
+        slot: Option<CallId>,
+        batch: BatchId,
+        place: u32,
+    ) {
         let core = self.ctx.core();
-        match core.attempt(&request, Manner::default(), deadline, slot, |calls| {
+        match core.attempt(request.borrow(), Manner::default(), deadline, slot, |calls| {
             calls.open_in(deadline, batch, place)
         }) {
             Attempt::Ended(ending, frame) => {
@@ -265,7 +278,7 @@ where
 impl<R, I, Settle> Future for Run<'_, R, I, Settle>
 where
     R: Request,
-    I: Iterator<Item = R>,
+    I: Iterator<Item: Borrow<R>>,
     Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
 {
     type Output = ();
@@ -284,9 +297,9 @@ where
 }
 
 // Nothing in it is pinned: the iterator and the closure are only called.
-impl<R: Request, I: Iterator<Item = R>, Settle> Unpin for Run<'_, R, I, Settle> {}
+impl<R: Request, I: Iterator<Item: Borrow<R>>, Settle> Unpin for Run<'_, R, I, Settle> {}
 
-impl<R: Request, I: Iterator<Item = R>, Settle> Drop for Run<'_, R, I, Settle> {
+impl<R: Request, I: Iterator<Item: Borrow<R>>, Settle> Drop for Run<'_, R, I, Settle> {
     fn drop(&mut self) {
         let Some(batch) = self.batch else { return };
         let core = self.ctx.core();

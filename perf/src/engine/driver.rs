@@ -15,13 +15,14 @@
 //! **Checks.** Every reply against its number; and the sum of what was asked against the sum of what was answered, so
 //! that a batch cannot lose one reply and hand out another twice.
 
+use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use catga::Context;
+use catga::{Batch, Context};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::engine::exchange::{Caller, Exchange};
@@ -44,8 +45,10 @@ const BATCH_REQUESTS_MAX: usize = 1 << 30;
 pub(crate) enum How {
     /// A future for each call.
     Futures,
-    /// Through `Context::send_batch`.
+    /// Through `Context::send_batch`, each request made as it is sent.
     Batch,
+    /// Through `Context::send_batch_of`, of requests that were made before, as large ones would be.
+    BatchOf,
 }
 
 /// What a driver is to do.
@@ -122,34 +125,58 @@ pub(crate) async fn with_batch<E: Exchange, W>(
         return Err(Broken::Engine("a batch has no schedule".into()));
     };
     let starts = BatchStarts(RefCell::new(vec![(u64::MAX, 0); BATCH_STARTS]));
+    // Lent again and again: twice as many as are in flight, so that no two of these are the same.
+    let lent: Vec<_> = match plan.how {
+        How::BatchOf => (0..2 * in_flight as u64).map(|number| exchange.request(number)).collect(),
+        _ => Vec::new(),
+    };
     let phase = async || {
         while !loops.is_held() {
             let first = loops.next.get();
             let numbers = std::iter::from_fn(|| loops.take()).take(BATCH_REQUESTS_MAX);
-            let requests = numbers.map(|number| {
-                starts.put(number, loops.start_of(number), loops.sampling.get());
-                exchange.request(number)
+            let numbers = numbers.inspect(|number| {
+                starts.put(*number, loops.start_of(*number), loops.sampling.get());
             });
-            let batch = ctx.send_batch(requests).in_flight(in_flight).for_each(|place, outcome| {
-                let number = first + place as u64;
-                let start = starts.take(number, loops.sampling.get(), loops.is_sampled(number));
-                let start = start.unwrap_or_else(|overtaken| {
-                    loops.broken(overtaken);
-                    None
-                });
-                loops.settle(number, start, outcome);
-            });
-            let mut batch = std::pin::pin!(batch);
-            poll_fn(|cx| {
-                loops.begin_pass();
-                let polled = batch.as_mut().poll(cx);
-                loops.end_pass();
-                polled
-            })
-            .await;
+            if lent.is_empty() {
+                let batch = ctx.send_batch(numbers.map(|number| exchange.request(number)));
+                run_batch(batch, in_flight, first, &loops, &starts, |number| number).await;
+            } else {
+                let which = |number| number % lent.len() as u64;
+                let batch = ctx.send_batch_of(numbers.map(|number| &lent[which(number) as usize]));
+                run_batch(batch, in_flight, first, &loops, &starts, which).await;
+            }
         }
     };
     loops.measure(plan, phase, open_window).await
+}
+
+/// Sends a batch whose first request has the number `first`, and checks what comes back; request `number` was made as request
+/// `made_as(number)`.
+async fn run_batch<E: Exchange>(
+    batch: Batch<'_, E::Request, impl Iterator<Item: Borrow<E::Request>>>,
+    in_flight: usize,
+    first: u64,
+    loops: &Loops<'_, E>,
+    starts: &BatchStarts,
+    made_as: impl Fn(u64) -> u64,
+) {
+    let batch = batch.in_flight(in_flight).for_each(|place, outcome| {
+        let number = first + place as u64;
+        let start = starts.take(number, loops.sampling.get(), loops.is_sampled(number));
+        let start = start.unwrap_or_else(|overtaken| {
+            loops.broken(overtaken);
+            None
+        });
+        loops.settle(number, made_as(number), start, outcome);
+    });
+    let mut batch = std::pin::pin!(batch);
+    poll_fn(|cx| {
+        loops.begin_pass();
+        let polled = batch.as_mut().poll(cx);
+        loops.end_pass();
+        polled
+    })
+    .await;
 }
 
 /// One caller: as long as the round lives, call after call.
@@ -160,7 +187,7 @@ async fn call_by_call<C: Caller<E::Request>, E: Exchange>(loops: &Loops<'_, E>, 
         loops.exchange.renumber(&mut request, number);
         let start = loops.start_of(number);
         let outcome = caller.call(&request).await;
-        loops.settle(number, start, outcome.as_deref());
+        loops.settle(number, number, start, outcome.as_deref());
         if number % CALLS_PER_YIELD == CALLS_PER_YIELD - 1 {
             yield_now().await;
         }

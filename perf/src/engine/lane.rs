@@ -52,10 +52,15 @@ impl Lane {
         Self { name, how, pace, idle, floor, payload_bytes }
     }
 
-    /// Spinning, with futures and a large payload.
-    pub(crate) fn payload(name: &'static str, in_flight: usize, bytes: usize, floor: &'static str) -> Self {
-        let pace = Pace::Closed { in_flight };
-        Self::spinning(name, How::Futures, pace, floor, Some(bytes))
+    /// Spinning, with a large payload.
+    pub(crate) fn payload(
+        name: &'static str,
+        how: How,
+        in_flight: usize,
+        bytes: usize,
+        floor: &'static str,
+    ) -> Self {
+        Self::spinning(name, how, Pace::Closed { in_flight }, floor, Some(bytes))
     }
 
     fn run_with<E: Exchange>(

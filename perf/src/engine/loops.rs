@@ -299,11 +299,12 @@ impl<'a, E: Exchange> Loops<'a, E> {
         Some(now)
     }
 
-    /// An outcome.
+    /// An outcome. `made_as`: the number that the request was made with.
     #[inline]
     pub(super) fn settle(
         &self,
         number: u64,
+        made_as: u64,
         start: Option<u64>,
         outcome: Result<&Archived<<E::Request as Request>::Reply>, impl Display>,
     ) {
@@ -318,7 +319,7 @@ impl<'a, E: Exchange> Loops<'a, E> {
         }
         match outcome {
             Ok(reply) => {
-                if let Err(what) = self.exchange.check(number, reply) {
+                if let Err(what) = self.exchange.check(made_as, reply) {
                     self.broken(Broken::WrongReply(what));
                 }
             }

@@ -177,7 +177,7 @@ impl<E: Exchange> Driver<E> {
         };
         let measured = match plan.how {
             How::Futures => driver::with_futures(ctx, &*exchange, &plan, quiet).await,
-            How::Batch => driver::with_batch(ctx, &*exchange, &plan, quiet).await,
+            How::Batch | How::BatchOf => driver::with_batch(ctx, &*exchange, &plan, quiet).await,
         };
         stage.end(measured.map(|(measured, ())| measured));
         Ok(())
@@ -265,9 +265,13 @@ mod tests {
     #[test]
     fn every_way_to_call_measures_what_it_should() {
         let one = Pace::Closed { in_flight: 1 };
-        for (how, pace) in
-            [(How::Futures, one), (How::Futures, CLOSED), (How::Futures, OPEN), (How::Batch, CLOSED)]
-        {
+        for (how, pace) in [
+            (How::Futures, one),
+            (How::Futures, CLOSED),
+            (How::Futures, OPEN),
+            (How::Batch, CLOSED),
+            (How::BatchOf, CLOSED),
+        ] {
             let result = run(answering(two_shards(), 1), Frames, how, pace).unwrap();
             let measured = result.latency.unwrap().count();
             assert!(result.requests > 0 && result.errors == 0, "{how:?} {pace:?}");
@@ -294,12 +298,14 @@ mod tests {
         let node = start(answering(Engine::builder().cores([server]).cluster(nobody), 0)).unwrap();
         let servers =
             List::of([format!("server={}", node.endpoint().unwrap())]).node("caller", "127.0.0.1:0");
-        let builder = Engine::builder().cores([caller]).cluster(servers);
-        let result = run(builder, Payload { bytes: 1_024 }, How::Futures, CLOSED).unwrap();
-        assert!(result.requests > 0 && result.errors == 0);
+        let builder = || Engine::builder().cores([caller]).cluster(servers.clone());
+        for how in [How::Futures, How::BatchOf] {
+            let result = run(builder(), Payload { bytes: 1_024 }, how, CLOSED).unwrap();
+            assert!(result.requests > 0 && result.errors == 0, "{how:?}");
+        }
     }
 
-    /// Expects something else from every thousandth request.
+    /// Expects something else from every fiftieth request.
     struct Suspicious;
 
     impl Exchange for Suspicious {
@@ -310,13 +316,13 @@ mod tests {
         }
 
         fn check(&self, number: u64, pong: &Archived<Pong>) -> Result<(), String> {
-            Frames.check(if number % 1_000 == 999 { 0 } else { number }, pong)
+            Frames.check(if number % 50 == 49 { 0 } else { number }, pong)
         }
     }
 
     #[test]
     fn a_wrong_reply_breaks_the_round() {
-        for how in [How::Futures, How::Batch] {
+        for how in [How::Futures, How::Batch, How::BatchOf] {
             let broken = run(answering(two_shards(), 1), Suspicious, how, CLOSED);
             assert!(matches!(broken, Err(Broken::WrongReply(_))), "{how:?}");
         }
