@@ -41,6 +41,13 @@ impl Sampling {
         self.one_in
     }
 
+    /// Whether this one is measured.
+    #[inline]
+    pub(crate) fn takes(self, number: u64) -> bool {
+        // A power of two: a division would be a tenth of what is measured.
+        number & (self.one_in - 1) == 0
+    }
+
     /// The numbers among `first .. first + count` that are measured, in order.
     #[inline]
     pub(crate) fn within(self, first: u64, count: u64) -> impl Iterator<Item = u64> {

@@ -202,6 +202,7 @@ where
             // It has its place already: only one can be stalled, and it is the last that was taken.
             self.attempt(request, deadline, Some(call), batch, self.next - 1);
         }
+        let deadline = (core.now() + self.within.unwrap_or(core.deadline)).min(self.ctx.deadline());
         let last = self.next.saturating_add(self.in_flight as u32);
         while self.stalled.is_none() && !self.exhausted && self.flying < self.in_flight {
             if self.next == last {
@@ -211,8 +212,6 @@ where
                 self.exhausted = true;
                 return false;
             };
-            let most = self.ctx.deadline();
-            let deadline = (core.now() + self.within.unwrap_or(core.deadline)).min(most);
             self.flying += 1;
             self.next += 1;
             self.attempt(request, deadline, None, batch, self.next - 1);

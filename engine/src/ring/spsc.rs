@@ -136,7 +136,7 @@ impl Producer {
     /// # Panics
     ///
     /// If `max` is over the ring's `frame_bytes_max`, or the frame does not begin with the length that `write` returns.
-    #[inline]
+    #[inline(always)] // what `write` holds, a header mostly, would go through memory
     pub(crate) fn push<E>(
         &mut self,
         max: usize,

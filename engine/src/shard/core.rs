@@ -12,7 +12,7 @@ pub(crate) mod fanout;
 mod passing;
 mod serve;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -303,7 +303,8 @@ impl Core {
         let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
-                match self.with_peer(shard, |peer| peer.request(header, request, ticket)) {
+                let outcome = self.peer(shard).request(header, request, ticket);
+                match outcome {
                     Ok(()) => return self.sent(call, Target::Shard(shard)),
                     Err(no_room) => no_room,
                 }
@@ -425,11 +426,14 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn with_peer<T>(&self, shard: u16, f: impl FnOnce(&mut Outgoing) -> T) -> T {
-        match self.mesh.borrow_mut().get_mut(usize::from(shard)) {
-            Some(Some(peer)) => f(peer),
+    /// The way to another shard. No closure does something with it: what one holds, a header mostly, would go through memory, and
+    /// be read there before it has arrived.
+    #[inline(always)]
+    pub(crate) fn peer(&self, shard: u16) -> RefMut<'_, Outgoing> {
+        RefMut::map(self.mesh.borrow_mut(), |mesh| match mesh.get_mut(usize::from(shard)) {
+            Some(Some(peer)) => peer,
             _ => unreachable!("routes name other shards of this engine only"),
-        }
+        })
     }
 
     fn wait_for_room(&self, destination: Destination, call: CallId, frame: Option<OwnedFrame>) {
@@ -440,7 +444,7 @@ impl Core {
         let live = |call| self.calls.borrow_mut().waiting(call).is_some();
         let lost = match destination {
             Destination::Shard(shard) => {
-                self.with_peer(shard, |peer| peer.wait(ticket, (call, frame), live));
+                self.peer(shard).wait(ticket, (call, frame), live);
                 None
             }
             Destination::Lane(lane) => self.lanes.borrow_mut().wait(lane, ticket, (call, frame), live).err(),

@@ -109,7 +109,7 @@ impl Shard {
         let mut taken = 0;
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             if let Some(arrivals) = arrivals {
-                let unanswered = core.with_peer(shard as u16, |peer| peer.unanswered());
+                let unanswered = core.peer(shard as u16).unanswered();
                 taken += arrivals.answers(unanswered, RING_BATCH_FRAMES, |header, arrived| {
                     core.take_answer(shard as u16, &header, arrived);
                 });
@@ -229,9 +229,10 @@ impl Shard {
                 _ => continue,
             }
             for _ in 0..RING_BATCH_FRAMES {
-                let granted = self.core.with_peer(shard as u16, |peer| {
-                    peer.grant(now, |call| self.core.calls.borrow_mut().waiting(call).is_some())
-                });
+                let granted = self
+                    .core
+                    .peer(shard as u16)
+                    .grant(now, |call| self.core.calls.borrow_mut().waiting(call).is_some());
                 let Some((call, frame)) = granted else { break };
                 self.core.granted(call, frame);
             }

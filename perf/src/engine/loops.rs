@@ -282,7 +282,7 @@ impl<'a, E: Exchange> Loops<'a, E> {
 
     #[inline]
     pub(super) fn is_sampled(&self, number: u64) -> bool {
-        self.clocked && number.is_multiple_of(self.sampling.get().one_in())
+        self.clocked && self.sampling.get().takes(number)
     }
 
     /// From when the latency of this request counts, if it is taken.

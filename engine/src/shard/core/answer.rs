@@ -10,7 +10,7 @@ use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::pool;
-use crate::shard::mesh::{Arrived, Outgoing};
+use crate::shard::mesh::Arrived;
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::WindowId;
 
@@ -80,7 +80,7 @@ impl Core {
     /// An answer out of a ring.
     #[inline(always)] // the header is in registers where this is called
     pub(crate) fn take_answer(&self, shard: u16, header: &Header, arrived: Arrived<'_>) {
-        self.with_peer(shard, Outgoing::credit);
+        self.peer(shard).credit();
         match arrived {
             Arrived::InLine(frame) => {
                 self.complete(header.call, ending_of(header), |answer| answer.copy_local(frame));
@@ -99,7 +99,7 @@ impl Core {
                 self.cancelled_here.borrow_mut().push(call);
                 true
             }
-            Target::Shard(shard) => self.with_peer(shard, |peer| peer.cancel(call)),
+            Target::Shard(shard) => self.peer(shard).cancel(call),
             Target::Lane { lane, .. } => self.lanes.borrow_mut().cancel(lane, call),
         };
         // The receiver's own deadline ends the handler where there was no room to tell it.
@@ -127,7 +127,7 @@ impl Core {
             ReplyTo::Nobody => true,
             ReplyTo::Shard { shard, call } => {
                 let header = Header { call, ..Header::new(kind) };
-                self.with_peer(shard, |peer| peer.answer(header, message)).is_ok()
+                self.peer(shard).answer(header, message).is_ok()
             }
             ReplyTo::Lane { lane, call } => {
                 let header = Header { call, ..Header::new(kind) };
@@ -167,7 +167,7 @@ impl Core {
             ReplyTo::Nobody => {}
             ReplyTo::Here(call) => self.complete(call, ending, |_| ()),
             ReplyTo::Shard { shard, call } => {
-                self.with_peer(shard, |peer| peer.answer_empty(header_of(ending, call)));
+                self.peer(shard).answer_empty(header_of(ending, call));
             }
             ReplyTo::Lane { lane, call } => {
                 self.lanes.borrow_mut().answer_empty(lane, header_of(ending, call));
@@ -199,7 +199,7 @@ impl Core {
             }
             ReplyTo::Shard { shard, call } => {
                 frame.set_call(call);
-                self.with_peer(shard, |peer| peer.answer_by_handle(frame));
+                self.peer(shard).answer_by_handle(frame);
             }
             ReplyTo::Here(_)
             | ReplyTo::Client(_)

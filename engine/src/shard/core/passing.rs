@@ -127,7 +127,7 @@ impl Core {
         frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
             Destination::Shard(shard) => {
-                self.with_peer(shard, |peer| peer.forward(frame, ticket)).map(|()| Target::Shard(shard))
+                self.peer(shard).forward(frame, ticket).map(|()| Target::Shard(shard))
             }
             Destination::Lane(lane) => match self.pass_over(lane, call, &frame, ticket) {
                 Ok(target) => {

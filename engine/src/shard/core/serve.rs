@@ -278,7 +278,8 @@ impl Core {
             }
             let mut copy = pool::take();
             copy.copy_foreign(event);
-            match self.with_peer(shard, |peer| peer.event(copy)) {
+            let sent = self.peer(shard).event(copy);
+            match sent {
                 Ok(()) => self.counters.events_sent.add(1),
                 Err(copy) => {
                     pool::give(copy);
@@ -300,7 +301,7 @@ impl Core {
                 Ok(())
             }
         } else {
-            self.with_peer(shard, |peer| peer.event(frame))
+            self.peer(shard).event(frame)
         };
         match sent {
             Ok(()) => self.counters.events_sent.add(1),
