@@ -243,7 +243,7 @@ impl<F> CallTable<F> {
     }
 
     /// A slot for a call of a batch, which knows it by `token`.
-    #[inline]
+    #[inline(always)] // as `open`
     pub(crate) fn open_in(&mut self, deadline: Time, batch: BatchId, token: u32) -> Option<CallId> {
         let call = self.open(deadline)?;
         let slot = &mut self.slots[call.slot() as usize];
@@ -355,7 +355,7 @@ impl<F> CallTable<F> {
     }
 
     /// The request is on its way.
-    #[inline]
+    #[inline(always)] // most targets are known where this is compiled
     pub(crate) fn sent(&mut self, id: CallId, target: Target) {
         if let Some(slot) = self.find(id) {
             debug_assert_eq!(slot.phase, Phase::Waiting);

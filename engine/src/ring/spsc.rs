@@ -136,25 +136,36 @@ impl Producer {
     /// # Panics
     ///
     /// If `max` is over the ring's `frame_bytes_max`, or the frame does not begin with the length that `write` returns.
-    #[inline(always)] // what `write` holds, a header mostly, would go through memory
+    #[inline]
     pub(crate) fn push<E>(
         &mut self,
         max: usize,
         write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<usize, PushError<E>> {
+        let room = self.room(max).ok_or(PushError::Full)?;
+        let written = write(room).map_err(PushError::Writer)?;
+        self.wrote(max, written);
+        Ok(written)
+    }
+
+    /// The first half of a [`push`](Self::push), for who writes without a closure: `max` bytes to write one frame into, if
+    /// there is room. Nothing is pushed before [`wrote`](Self::wrote) says so.
+    #[inline(always)] // a dozen instructions
+    pub(crate) fn room(&mut self, max: usize) -> Option<&mut [u8]> {
         self.invariants();
         assert!(
             (LENGTH_BYTES..=self.geometry.frame_bytes_max).contains(&max),
             "no frame of the ring has this length"
         );
-        if !self.has_room(max) {
-            return Err(PushError::Full);
-        }
-        let room = self.stage.room(max);
-        let written = write(room).map_err(PushError::Writer)?;
+        if self.has_room(max) { Some(self.stage.room(max)) } else { None }
+    }
+
+    /// The second half: the [`room`](Self::room) of `max` bytes holds a frame of `written` bytes.
+    #[inline(always)] // as `room`
+    pub(crate) fn wrote(&mut self, max: usize, written: usize) {
         // The consumer trusts the length without a look at bounds, hence this is asserted in every build.
         assert!(
-            (LENGTH_BYTES..=max).contains(&written) && frame_bytes(room) == written,
+            (LENGTH_BYTES..=max).contains(&written) && frame_bytes(self.stage.room(max)) == written,
             "a frame begins with its length"
         );
         self.stage.bytes += written.next_multiple_of(ALIGN_BYTES);
@@ -163,7 +174,6 @@ impl Producer {
         if self.stage.bytes >= STAGE_BYTES || self.geometry.offset(self.tail) == 0 {
             self.unstage();
         }
-        Ok(written)
     }
 
     /// Copies what is staged into the ring.
@@ -214,7 +224,7 @@ impl Producer {
     }
 
     /// Whether the next `push` of at most `max` bytes finds room. Looks at the consumer's cursor only if it must.
-    #[inline]
+    #[inline(always)] // as `room`
     pub(crate) fn has_room(&mut self, max: usize) -> bool {
         let end = self.geometry.end(self.tail, max);
         if end <= self.head_seen + self.geometry.capacity {
@@ -379,7 +389,7 @@ impl Stage {
     }
 
     /// The next `max` bytes, 16-aligned.
-    #[inline]
+    #[inline(always)]
     fn room(&mut self, max: usize) -> &mut [u8] {
         let start = self.bytes;
         &mut self.memory()[start..start + max]

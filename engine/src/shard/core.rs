@@ -12,7 +12,7 @@ pub(crate) mod fanout;
 mod passing;
 mod serve;
 
-use std::cell::{Cell, OnceCell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ use crate::shard::Seed;
 use crate::shard::core::destination::{Destination, Traveller};
 use crate::shard::core::failover::Budget;
 use crate::shard::core::fanout::Fanouts;
-use crate::shard::mesh::{NoRoom, Outgoing};
+use crate::shard::mesh::{NoRoom, Outgoing, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::Window;
 use crate::stats::ShardCounters;
@@ -303,7 +303,7 @@ impl Core {
         let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };
-                let outcome = self.peer(shard).request(header, request, ticket);
+                let outcome = peer(&mut self.mesh.borrow_mut(), shard).request(header, request, ticket);
                 match outcome {
                     Ok(()) => return self.sent(call, Target::Shard(shard)),
                     Err(no_room) => no_room,
@@ -349,7 +349,7 @@ impl Core {
         self.calls.borrow_mut().travels(call, choice, flags.contains(Flags::IDEMPOTENT));
     }
 
-    #[inline]
+    #[inline(always)]
     fn sent(&self, call: CallId, target: Target) -> Attempt {
         self.calls.borrow_mut().sent(call, target);
         Attempt::Sent(call)
@@ -426,16 +426,6 @@ impl Core {
         Ok(())
     }
 
-    /// The way to another shard. No closure does something with it: what one holds, a header mostly, would go through memory, and
-    /// be read there before it has arrived.
-    #[inline(always)]
-    pub(crate) fn peer(&self, shard: u16) -> RefMut<'_, Outgoing> {
-        RefMut::map(self.mesh.borrow_mut(), |mesh| match mesh.get_mut(usize::from(shard)) {
-            Some(Some(peer)) => peer,
-            _ => unreachable!("routes name other shards of this engine only"),
-        })
-    }
-
     fn wait_for_room(&self, destination: Destination, call: CallId, frame: Option<OwnedFrame>) {
         // A batch tries again whenever it is polled, and then stands in a queue already.
         let enlisted = self.calls.borrow_mut().enlist(call);
@@ -444,7 +434,7 @@ impl Core {
         let live = |call| self.calls.borrow_mut().waiting(call).is_some();
         let lost = match destination {
             Destination::Shard(shard) => {
-                self.peer(shard).wait(ticket, (call, frame), live);
+                peer(&mut self.mesh.borrow_mut(), shard).wait(ticket, (call, frame), live);
                 None
             }
             Destination::Lane(lane) => self.lanes.borrow_mut().wait(lane, ticket, (call, frame), live).err(),

@@ -38,7 +38,7 @@ use crate::limits::{
     REPLY_FRAME_BYTES, REPLY_RING_BYTES, REQUEST_RING_BYTES, RING_BYTES_MIN, RINGS_BYTES_PER_SHARD,
 };
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::ring::spsc::{Consumer, Producer, PushError, ring};
+use crate::ring::spsc::{Consumer, Producer, ring};
 use crate::shard::gather::Gather;
 use crate::time::Time;
 
@@ -206,6 +206,16 @@ fn hold(asks: Asking, answers: Answering, doorbell: &Arc<Doorbell<EventFd>>) -> 
     (outgoing, arrivals)
 }
 
+/// The way to another shard. No closure does something with it: what one holds, a header mostly, would go through memory, and
+/// be read there before it has arrived.
+#[inline(always)]
+pub(crate) fn peer(mesh: &mut [Option<Outgoing>], shard: u16) -> &mut Outgoing {
+    match mesh.get_mut(usize::from(shard)) {
+        Some(Some(peer)) => peer,
+        _ => unreachable!("routes name other shards of this engine only"),
+    }
+}
+
 impl Outgoing {
     /// Archives a request into the ring, or moves it into the side queue if it is large.
     ///
@@ -218,20 +228,26 @@ impl Outgoing {
         ticket: Ticket,
     ) -> Result<(), NoRoom> {
         self.may_send(ticket)?;
-        let mut bytes = HEADER_BYTES;
-        match self.requests.push(FRAME_INLINE_BYTES, |into| encode_local(header, message, into)) {
-            Ok(written) => bytes = written,
-            Err(PushError::Full) => return Err(NoRoom::Wait),
-            Err(PushError::Writer(EncodeError::Full)) => {
-                let mut frame = OwnedFrame::with_capacity(2 * FRAME_INLINE_BYTES);
-                frame.encode(header, message).map_err(NoRoom::Never)?;
-                by_handle(&mut self.requests, &self.large_requests, header, frame)
-                    .map_err(|_| NoRoom::Wait)?;
+        let Some(room) = self.requests.room(FRAME_INLINE_BYTES) else { return Err(NoRoom::Wait) };
+        match encode_local(header, message, room) {
+            Ok(written) => {
+                self.requests.wrote(FRAME_INLINE_BYTES, written);
+                self.went(ticket, written);
             }
-            Err(PushError::Writer(error)) => return Err(NoRoom::Never(error)),
+            Err(EncodeError::Full) => {
+                self.large_request(header, message)?;
+                self.went(ticket, HEADER_BYTES);
+            }
+            Err(error) => return Err(NoRoom::Never(error)),
         }
-        self.went(ticket, bytes);
         Ok(())
+    }
+
+    #[cold]
+    fn large_request<M: Message>(&mut self, header: Header, message: &M) -> Result<(), NoRoom> {
+        let mut frame = OwnedFrame::with_capacity(2 * FRAME_INLINE_BYTES);
+        frame.encode(header, message).map_err(NoRoom::Never)?;
+        by_handle(&mut self.requests, &self.large_requests, header, frame).map_err(|_| NoRoom::Wait)
     }
 
     /// Passes on a request that was archived elsewhere. Gives the frame back if there is no room.
@@ -275,13 +291,23 @@ impl Outgoing {
     pub(crate) fn answer<M: Message>(&mut self, header: Header, message: &M) -> Result<(), EncodeError> {
         // In line only if each other answer can still go by handle: also those to requests that have not come yet.
         let reserved = self.credits_max as usize * padded(HEADER_BYTES);
-        if self.answers.has_bytes(reserved + REPLY_FRAME_BYTES) {
-            match self.answers.push(REPLY_FRAME_BYTES, |into| encode_local(header, message, into)) {
-                Ok(_) => return Ok(()),
-                Err(PushError::Writer(EncodeError::Full) | PushError::Full) => {}
-                Err(PushError::Writer(error)) => return Err(error),
+        if self.answers.has_bytes(reserved + REPLY_FRAME_BYTES)
+            && let Some(room) = self.answers.room(REPLY_FRAME_BYTES)
+        {
+            match encode_local(header, message, room) {
+                Ok(written) => {
+                    self.answers.wrote(REPLY_FRAME_BYTES, written);
+                    return Ok(());
+                }
+                Err(EncodeError::Full) => {}
+                Err(error) => return Err(error),
             }
         }
+        self.large_answer(header, message)
+    }
+
+    #[cold]
+    fn large_answer<M: Message>(&mut self, header: Header, message: &M) -> Result<(), EncodeError> {
         let mut frame = OwnedFrame::with_capacity(2 * REPLY_FRAME_BYTES);
         frame.encode(header, message)?;
         self.answer_by_handle(frame);

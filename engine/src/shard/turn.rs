@@ -15,7 +15,7 @@ use crate::lane::close::CloseReason;
 use crate::limits::{EXPIRY_SWEEP, LEAVE_GRACE, PAUSE, RING_BATCH_FRAMES, STALL};
 use crate::runtime::Token;
 use crate::service::Incoming;
-use crate::shard::mesh::{Arrived, Outgoing};
+use crate::shard::mesh::{Arrived, Outgoing, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::{INBOX_BATCH, Shard};
 use crate::time::Time;
@@ -109,7 +109,7 @@ impl Shard {
         let mut taken = 0;
         for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
             if let Some(arrivals) = arrivals {
-                let unanswered = core.peer(shard as u16).unanswered();
+                let unanswered = peer(&mut core.mesh.borrow_mut(), shard as u16).unanswered();
                 taken += arrivals.answers(unanswered, RING_BATCH_FRAMES, |header, arrived| {
                     core.take_answer(shard as u16, &header, arrived);
                 });
@@ -229,9 +229,7 @@ impl Shard {
                 _ => continue,
             }
             for _ in 0..RING_BATCH_FRAMES {
-                let granted = self
-                    .core
-                    .peer(shard as u16)
+                let granted = peer(&mut self.core.mesh.borrow_mut(), shard as u16)
                     .grant(now, |call| self.core.calls.borrow_mut().waiting(call).is_some());
                 let Some((call, frame)) = granted else { break };
                 self.core.granted(call, frame);

@@ -10,7 +10,7 @@ use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::pool;
-use crate::shard::mesh::Arrived;
+use crate::shard::mesh::{Arrived, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::WindowId;
 
@@ -80,8 +80,12 @@ impl Core {
     /// An answer out of a ring.
     #[inline(always)] // the header is in registers where this is called
     pub(crate) fn take_answer(&self, shard: u16, header: &Header, arrived: Arrived<'_>) {
-        self.peer(shard).credit();
+        peer(&mut self.mesh.borrow_mut(), shard).credit();
         match arrived {
+            // Most are replies: where that is known, nothing is left to decide about the ending.
+            Arrived::InLine(frame) if header.kind == Kind::Reply => {
+                self.complete(header.call, Ending::Reply, |answer| answer.copy_local(frame));
+            }
             Arrived::InLine(frame) => {
                 self.complete(header.call, ending_of(header), |answer| answer.copy_local(frame));
             }
@@ -99,7 +103,7 @@ impl Core {
                 self.cancelled_here.borrow_mut().push(call);
                 true
             }
-            Target::Shard(shard) => self.peer(shard).cancel(call),
+            Target::Shard(shard) => peer(&mut self.mesh.borrow_mut(), shard).cancel(call),
             Target::Lane { lane, .. } => self.lanes.borrow_mut().cancel(lane, call),
         };
         // The receiver's own deadline ends the handler where there was no room to tell it.
@@ -127,7 +131,7 @@ impl Core {
             ReplyTo::Nobody => true,
             ReplyTo::Shard { shard, call } => {
                 let header = Header { call, ..Header::new(kind) };
-                self.peer(shard).answer(header, message).is_ok()
+                peer(&mut self.mesh.borrow_mut(), shard).answer(header, message).is_ok()
             }
             ReplyTo::Lane { lane, call } => {
                 let header = Header { call, ..Header::new(kind) };
@@ -167,7 +171,7 @@ impl Core {
             ReplyTo::Nobody => {}
             ReplyTo::Here(call) => self.complete(call, ending, |_| ()),
             ReplyTo::Shard { shard, call } => {
-                self.peer(shard).answer_empty(header_of(ending, call));
+                peer(&mut self.mesh.borrow_mut(), shard).answer_empty(header_of(ending, call));
             }
             ReplyTo::Lane { lane, call } => {
                 self.lanes.borrow_mut().answer_empty(lane, header_of(ending, call));
@@ -199,7 +203,7 @@ impl Core {
             }
             ReplyTo::Shard { shard, call } => {
                 frame.set_call(call);
-                self.peer(shard).answer_by_handle(frame);
+                peer(&mut self.mesh.borrow_mut(), shard).answer_by_handle(frame);
             }
             ReplyTo::Here(_)
             | ReplyTo::Client(_)

@@ -44,7 +44,7 @@ impl Core {
     #[inline(always)] // without a cluster it is a look into a table
     pub(super) fn destination(&self, traveller: &Traveller) -> Destination {
         match traveller.contract {
-            Some(contract) if self.clustered => self.destination_in_cluster(traveller, contract),
+            Some(contract) if self.clustered => self.destination_in_cluster(*traveller, contract),
             _ if matches!(traveller.choice, Choice::Node(_)) => Destination::Nowhere(NotSent::NoSuchNode),
             _ => self.destination_in_engine(traveller),
         }
@@ -68,8 +68,9 @@ impl Core {
         }
     }
 
-    #[inline(never)]
-    fn destination_in_cluster(&self, traveller: &Traveller, contract: fn() -> Contract) -> Destination {
+    #[inline(never)] // and by value: who makes one for an engine alone then has it in registers
+    fn destination_in_cluster(&self, traveller: Traveller, contract: fn() -> Contract) -> Destination {
+        let traveller = &traveller;
         let choice = traveller.choice.of(traveller.keyed);
         let takes = self.takes_now(traveller);
         match choice {

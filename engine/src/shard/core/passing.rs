@@ -11,7 +11,7 @@ use crate::choice::Choice;
 use crate::client::not_encoded;
 use crate::error::NotSent;
 use crate::pool;
-use crate::shard::mesh::NoRoom;
+use crate::shard::mesh::{NoRoom, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 
@@ -127,7 +127,7 @@ impl Core {
         frame.set_remaining_us(self.now().micros_until(deadline));
         let passed = match destination {
             Destination::Shard(shard) => {
-                self.peer(shard).forward(frame, ticket).map(|()| Target::Shard(shard))
+                peer(&mut self.mesh.borrow_mut(), shard).forward(frame, ticket).map(|()| Target::Shard(shard))
             }
             Destination::Lane(lane) => match self.pass_over(lane, call, &frame, ticket) {
                 Ok(target) => {

@@ -21,6 +21,7 @@ use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
 use crate::route::Recipients;
 use crate::service::{Incoming, NotHeard, Serve};
+use crate::shard::mesh::peer;
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
 use crate::timer::{Due, tick_after};
@@ -278,7 +279,7 @@ impl Core {
             }
             let mut copy = pool::take();
             copy.copy_foreign(event);
-            let sent = self.peer(shard).event(copy);
+            let sent = peer(&mut self.mesh.borrow_mut(), shard).event(copy);
             match sent {
                 Ok(()) => self.counters.events_sent.add(1),
                 Err(copy) => {
@@ -301,7 +302,7 @@ impl Core {
                 Ok(())
             }
         } else {
-            self.peer(shard).event(frame)
+            peer(&mut self.mesh.borrow_mut(), shard).event(frame)
         };
         match sent {
             Ok(()) => self.counters.events_sent.add(1),
