@@ -35,7 +35,7 @@ fn access_checked<'a, T: Message>(
 /// The header of bytes that are known to be a frame. Reading it again is cheaper than carrying it along.
 #[inline]
 fn header_of(frame: &[u8]) -> Header {
-    match Header::read(frame) {
+    match Header::read_again(frame) {
         Ok(header) => header,
         Err(error) => unreachable!("the header of a frame was read before: {error}"),
     }

@@ -249,6 +249,15 @@ impl Header {
     /// [`FrameError`] names the field that is wrong.
     #[inline]
     pub fn read(bytes: &[u8]) -> Result<Self, FrameError> {
+        let header = Self::read_again(bytes)?;
+        header.check()?;
+        Ok(header)
+    }
+
+    /// Reads a header that [`read`](Self::read) has checked before, or [`write`](Self::write) has written. Of what it says
+    /// only the kind is looked at, because it must have a name.
+    #[inline]
+    pub(crate) fn read_again(bytes: &[u8]) -> Result<Self, FrameError> {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Err(FrameError::Truncated { bytes: bytes.len() });
         };
@@ -258,7 +267,7 @@ impl Header {
             return Err(FrameError::UnknownKind(number));
         };
         let fifth = word::<4>(bytes);
-        let header = Self {
+        Ok(Self {
             length: first as u32,
             kind,
             flags: Flags((first >> 40) as u8),
@@ -270,9 +279,7 @@ impl Header {
             shard: (fifth >> 32) as u16,
             extension_bytes: (fifth >> 48) as u16,
             context: word::<5>(bytes),
-        };
-        header.check()?;
-        Ok(header)
+        })
     }
 
     #[inline]

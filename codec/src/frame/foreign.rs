@@ -72,6 +72,12 @@ impl<'a> ForeignFrame<'a> {
         Ok(Parsed::Frame(frame, occupied))
     }
 
+    /// A whole frame that was [parsed](Self::parse), now elsewhere.
+    #[inline]
+    pub(super) fn parsed_before(bytes: &'a [u8]) -> Self {
+        Self { bytes }
+    }
+
     #[cold]
     fn check_extensions(&self) -> Result<(), FrameError> {
         self.extensions().try_for_each(|entry| entry.map(drop))

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::encode::{encode_local, encode_local_empty};
 use crate::error::{AccessError, EncodeError};
-use crate::frame::{ForeignFrame, LocalFrame, Parsed};
+use crate::frame::{ForeignFrame, LocalFrame};
 use crate::header::{CallId, Header};
 use crate::limits::{FRAME_ALIGN_BYTES, FRAME_MAX_BYTES, HEADER_BYTES};
 use crate::message::Message;
@@ -163,11 +163,9 @@ impl OwnedFrame {
     #[inline]
     pub fn foreign(&self) -> Option<ForeignFrame<'_>> {
         let Holds::Foreign(length) = self.holds() else { return None };
-        // The memory is padded behind the frame and the frame parsed before, so this parses again.
-        match ForeignFrame::parse(self.memory(), length) {
-            Ok(Parsed::Frame(frame, _)) => Some(frame),
-            _ => None,
-        }
+        // `Foreign` is only set after a parsed frame was copied to the start of the memory; setters change nothing that
+        // parsing looks at but the kind, for another.
+        Some(ForeignFrame::parsed_before(&self.memory()[..length]))
     }
 
     /// The bytes of the frame, none if it is empty.
@@ -329,6 +327,7 @@ const FOREIGN: u64 = 2;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Parsed;
     use crate::{Fault, Flags, Kind, MessageId};
 
     #[test]
