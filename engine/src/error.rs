@@ -161,8 +161,8 @@ reasons! {
     Failure {
         /// It panicked.
         Panicked = 1 => "the handler panicked; the log of its node has the message",
-        /// Its answer does not fit a frame.
-        ReplyTooLarge = 2 => "the handler's answer is larger than the largest frame; answer in parts",
+        /// Its answer does not fit a frame, or what is left of the room for answers that wait until the caller's node reads them.
+        ReplyTooLarge = 2 => "the handler's answer is larger than the largest frame, or than the room that unread answers have left; answer in parts",
     }
 }
 

@@ -6,8 +6,10 @@ mod common;
 mod wire;
 
 use std::fmt::Display;
+use std::future::poll_fn;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
@@ -25,12 +27,25 @@ struct Give {
 struct Take {
     blob: Vec<u8>,
 }
+/// Given when `calls` have asked: all of them at one moment.
+#[request(reply = Blob)]
+struct GiveTogether {
+    bytes: u32,
+    calls: u32,
+}
 #[message]
 struct Blob {
     bytes: Vec<u8>,
 }
 #[request]
 struct Hang {}
+/// Asks so often for so much, in one batch, at once or together.
+#[request(reply = Tally)]
+struct Gather {
+    calls: u32,
+    bytes: u32,
+    together: bool,
+}
 /// Makes its calls from inside a shard.
 #[request(reply = Tally)]
 struct Relay {
@@ -61,8 +76,32 @@ mod elsewhere {
 
 const LONG: Duration = Duration::from_secs(60);
 
-struct Store;
+#[derive(Default)]
+struct Store {
+    waiting: Vec<Waker>,
+}
 impl Store {
+    async fn give_together(
+        state: &State<Self>,
+        give: &Archived<GiveTogether>,
+        _: &Context,
+    ) -> Result<Blob, Fault> {
+        let mut waits = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut waits, true) {
+                return Poll::Ready(());
+            }
+            let all = state.with(|store| {
+                store.waiting.push(cx.waker().clone());
+                let all = store.waiting.len() == give.calls.to_native() as usize;
+                if all { std::mem::take(&mut store.waiting) } else { Vec::new() }
+            });
+            all.into_iter().for_each(Waker::wake);
+            Poll::Pending
+        })
+        .await;
+        Ok(Blob { bytes: vec![9; give.bytes.to_native() as usize] })
+    }
     fn give(&mut self, give: &Archived<Give>, _: &Context) -> Result<Blob, Fault> {
         Ok(Blob { bytes: vec![9; give.bytes.to_native() as usize] })
     }
@@ -76,6 +115,22 @@ impl Store {
 
 struct Relayer;
 impl Relayer {
+    async fn gather(_: &State<Self>, gather: &Archived<Gather>, ctx: &Context) -> Result<Tally, Fault> {
+        let (calls, bytes) = (gather.calls.to_native(), gather.bytes.to_native());
+        let mut tally = Tally { replies: 0, errors: 0 };
+        let mut take = |blob: Option<&Archived<Blob>>| match blob {
+            Some(blob) if blob.bytes.len() == bytes as usize => tally.replies += 1,
+            _ => tally.errors += 1,
+        };
+        if gather.together {
+            let asks = (0..calls).map(|_| GiveTogether { bytes, calls });
+            ctx.send_batch(asks).within(LONG).for_each(|_, outcome| take(outcome.ok())).await;
+        } else {
+            let asks = (0..calls).map(|_| Give { bytes });
+            ctx.send_batch(asks).within(LONG).for_each(|_, outcome| take(outcome.ok())).await;
+        }
+        Ok(tally)
+    }
     async fn relay(_: &State<Self>, relay: &Archived<Relay>, ctx: &Context) -> Result<Tally, Fault> {
         let (calls, bytes) = (relay.calls.to_native(), relay.bytes.to_native());
         let mut tally = Tally { replies: 0, errors: 0 };
@@ -96,8 +151,14 @@ impl Relayer {
 fn store(shards: usize, endpoint: &str) -> Engine {
     let services = |builder: Builder| {
         builder.service(
-            |_| Store,
-            |routes| routes.request(Store::give).request(Store::take).request_async(Store::hang),
+            |_| Store::default(),
+            |routes| {
+                routes
+                    .request(Store::give)
+                    .request(Store::take)
+                    .request_async(Store::hang)
+                    .request_async(Store::give_together)
+            },
         )
     };
     let list = List::of(Vec::<String>::new()).node("b", endpoint);
@@ -108,7 +169,7 @@ fn caller(shards: usize, runtime: Runtime, store: impl Display) -> Engine {
     Engine::builder()
         .shards(shards)
         .runtime(runtime)
-        .service(|_| Relayer, |routes| routes.request_async(Relayer::relay))
+        .service(|_| Relayer, |routes| routes.request_async(Relayer::relay).request_async(Relayer::gather))
         .cluster(List::of([format!("b={store}")]).node("a", "127.0.0.1:0"))
         .start()
         .unwrap()
@@ -130,6 +191,28 @@ fn requests_and_replies_of_any_size_pass() {
         }
         let many = block_on(client.send(&Relay { calls: 20_000, bytes: 40 }).within(LONG)).unwrap();
         assert_eq!((many.replies.to_native(), many.errors.to_native()), (20_000, 0));
+    }
+}
+
+#[test]
+fn answers_that_come_all_at_once_arrive_though_they_are_more_than_a_lane_takes_at_once() {
+    // Where one shard answers from its own turn, and where another hands its answers over.
+    for shards_b in [1, 2] {
+        let b = store(shards_b, "127.0.0.1:0");
+        let a = caller(1, Runtime::Auto, address(&b));
+        let client = a.client();
+        for (calls, bytes, together) in [
+            (1000, 16 * 1024, false),
+            (100, 64 * 1024, false),
+            (900, 16 * 1024, true),
+            (200, 128 * 1024, true),
+        ] {
+            let together = together && shards_b == 1;
+            let tally = block_on(client.send(&Gather { calls, bytes, together }).within(LONG)).unwrap();
+            let seen = (tally.replies.to_native(), tally.errors.to_native());
+            assert_eq!(seen, (u64::from(calls), 0), "{calls} of {bytes} bytes, together: {together}");
+        }
+        assert_eq!(a.stats().sum(|shard| shard.lanes_ended), 0);
     }
 }
 
@@ -256,7 +339,7 @@ fn another_layout_is_refused_by_name_and_the_rest_passes() {
     let b = Engine::builder()
         .shards(1)
         .service(|_| elsewhere::Other, |routes| routes.request(elsewhere::Other::give))
-        .service(|_| Store, |routes| routes.request(Store::take))
+        .service(|_| Store::default(), |routes| routes.request(Store::take))
         .cluster(list)
         .start()
         .unwrap();
@@ -368,7 +451,7 @@ fn a_lane_to_a_shard_without_the_handler_reaches_the_shard_that_has_it() {
     let list = List::of(Vec::<String>::new()).node("b", "127.0.0.1:0");
     let b = Engine::builder()
         .shards(2)
-        .service_on([1], |_| Store, |routes| routes.request(Store::give).request(Store::take))
+        .service_on([1], |_| Store::default(), |routes| routes.request(Store::give).request(Store::take))
         .cluster(list)
         .start()
         .unwrap();

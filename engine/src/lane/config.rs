@@ -1,13 +1,14 @@
 //! What a lane is made of, and how many bytes may wait on it.
 //!
 //! ```text
-//!   0 ........ asks .................... answers .............. held
-//!   requests and events wait beyond      answers end the lane   memory never exceeds this
-//!   `asks`                               beyond `answers`
+//!   0 ....... asks ............... congested ............. large ............. answers .............. held
+//!   requests and events      the peer's requests     an answer that is   answers end the lane   memory never
+//!   wait beyond it           are refused beyond it   not small fails     beyond it              exceeds this
 //! ```
 //!
-//! Answers never wait: between `asks` and `answers` there is room for one small answer to each call that this side has
-//! granted, and for one frame of the largest size besides.
+//! Answers never wait, so what is let in must find room: the peer may have asked for more than it can read in a moment. Beyond
+//! `large` there is room for one small answer to each call that this side has granted: for who was promised one, it is said
+//! that the answer itself was too much.
 
 use catga_codec::limits::{FRAME_INLINE_BYTES, FRAME_MAX_BYTES, HEADER_BYTES, REPLY_INLINE_BYTES};
 use catga_codec::padded;
@@ -23,8 +24,14 @@ pub(crate) const OPENING_FRAME_BYTES_MAX: usize = HEADER_BYTES + GREETING_BYTES_
 /// Unsent bytes beyond which requests and events wait, unless configured otherwise.
 pub(crate) const SEND_BYTES_MAX: usize = 1024 * 1024;
 
+/// So many times the bytes behind which requests wait, the peer's requests are refused: 32 MiB, what a burst of ordinary
+/// answers comes to before the peer had the time to read.
+const CONGESTED_TIMES: usize = 32;
+/// And so many times, only small answers are sent: 64 MiB. More can come of requests that were let in before anything waited.
+const LARGE_TIMES: usize = 64;
+
 /// Room for one answer in line.
-const ANSWER_BYTES: usize = padded(HEADER_BYTES + REPLY_INLINE_BYTES);
+pub(crate) const ANSWER_BYTES: usize = padded(HEADER_BYTES + REPLY_INLINE_BYTES);
 /// Room for the lane's own frames: at most a greeting and its proof, a proof in a frame of its own, a heartbeat, a notice
 /// and a Close wait at a time.
 const OWN_BYTES: usize =
@@ -48,6 +55,10 @@ pub(crate) struct LaneConfig {
 pub(crate) struct Bounds {
     /// Requests and events are queued while less than this waits.
     pub(crate) asks: usize,
+    /// The peer's requests are served while less than this waits.
+    pub(crate) congested: usize,
+    /// Answers that are not small are queued while less than this waits.
+    pub(crate) large: usize,
     /// Answers are queued while less than this waits.
     pub(crate) answers: usize,
     /// Memory for frames that wait, and for one of which a part has left.
@@ -61,8 +72,9 @@ impl Bounds {
         let frame =
             padded((config.greeting.frame_bytes_max as usize).clamp(FRAME_INLINE_BYTES, FRAME_MAX_BYTES));
         let asks = config.send_bytes_max.min(1 << 30);
-        let answers = asks + config.greeting.calls_max.min(CALLS_MAX) as usize * ANSWER_BYTES + frame;
+        let (congested, large) = (CONGESTED_TIMES * asks, LARGE_TIMES * asks);
+        let answers = large + config.greeting.calls_max.min(CALLS_MAX) as usize * ANSWER_BYTES + frame;
         // The frame that passes the bound, and one of which a part has left.
-        Self { asks, answers, held: answers + 2 * frame + OWN_BYTES }
+        Self { asks, congested, large, answers, held: answers + 2 * frame + OWN_BYTES }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct LaneIo {
     /// It stands in the list of those that calls wait for.
     pub(super) is_waited_for: bool,
     write_blocked: bool,
+    /// It took less than was there when it was last written to.
+    is_stuffed: bool,
     pub(super) finished_writing: bool,
     /// It has been open, and counts among those that are.
     pub(super) is_open: bool,
@@ -143,6 +145,7 @@ impl LaneIo {
             is_unsent: false,
             is_waited_for: false,
             write_blocked: false,
+            is_stuffed: false,
             finished_writing: false,
             is_open: false,
             settled: false,
@@ -223,18 +226,33 @@ impl LaneIo {
             return false;
         }
         self.cadence.last_write = now;
+        self.is_stuffed = false;
+        self.write_once(now);
+        self.set_write_blocked(self.is_stuffed, key, world);
+        true
+    }
+
+    /// Writes in the middle of a turn, for who would have to refuse a request otherwise: perhaps nothing is in the way but that
+    /// the turn has not come to its end.
+    pub(super) fn relieve(&mut self, now: Time) {
+        if self.connected && !self.write_blocked && !self.is_stuffed {
+            self.write_once(now);
+        }
+    }
+
+    fn write_once(&mut self, now: Time) {
+        let unsent = self.machine.unsent().len();
         match self.stream.write(self.machine.unsent()) {
             Ok(bytes) => {
                 self.machine.sent(bytes, now);
-                self.set_write_blocked(bytes < unsent, key, world);
+                self.is_stuffed = bytes < unsent;
             }
-            Err(error) if would_block(&error) => self.set_write_blocked(true, key, world),
+            Err(error) if would_block(&error) => self.is_stuffed = true,
             Err(error) => {
                 tracing::debug!(peer = self.stream.peer(), %error, "a lane was lost");
                 self.machine.disconnected();
             }
         }
-        true
     }
 
     fn set_write_blocked(&mut self, blocked: bool, key: LaneKey, world: &mut dyn World) {

@@ -17,7 +17,8 @@
 //! [`credit`](super::credit).
 //!
 //! **Bounds.** Requests and events wait behind `send_bytes_max` unsent bytes. Answers never wait: they have room beyond
-//! that bound (see [`config`](super::config)), and a peer that lets even this fill up does not read, and loses the lane.
+//! that bound (see [`config`](super::config)). Where even this fills up the peer's requests are refused, then large answers fail;
+//! and a peer that takes nothing for a while does not read, and loses the lane.
 //!
 //! **Ends.** Whatever ends a lane takes back the requests and events of which no byte has left, so that `NotSent` is
 //! true; answers already queued still go out before the Close frame. A Close tells how far its sender has read: what

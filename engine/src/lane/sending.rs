@@ -9,6 +9,7 @@ use catga_codec::{EncodeError, Flags, Header, Kind, Message, encode_frame};
 
 use super::buffer::Unwritten;
 use super::close::{CloseReason, Closer};
+use super::config::ANSWER_BYTES;
 use super::credit::Class;
 use super::outcome::{Queued, SendError};
 use super::protocol::{Lane, Phase};
@@ -23,19 +24,18 @@ impl Lane {
     pub(crate) fn send<T: Message>(&mut self, header: Header, message: &T) -> Result<Queued, SendError> {
         let class = self.admit(&header)?;
         let header = Header { flags: header.flags.without(Flags::LARGE), extension_bytes: 0, ..header };
-        let mut room = FRAME_INLINE_BYTES;
+        let most = self.most(class);
+        let mut room = FRAME_INLINE_BYTES.min(most);
         let offset = loop {
             let mut given = 0;
-            let outcome = self.out.frame(room, self.frame_bytes_max, |into| {
+            let outcome = self.out.frame(room, most, |into| {
                 given = into.len();
                 encode_frame(header, message, into)
             });
             match outcome {
                 Ok(offset) => break offset,
                 // What the message needs is only known once it is archived: try again with more than before.
-                Err(Unwritten::Writer(EncodeError::Full)) if given < self.frame_bytes_max => {
-                    room = (2 * given).min(self.frame_bytes_max);
-                }
+                Err(Unwritten::Writer(EncodeError::Full)) if given < most => room = (2 * given).min(most),
                 Err(error) => return Err(self.unwritten(error)),
             }
         };
@@ -51,7 +51,7 @@ impl Lane {
     pub(crate) fn forward(&mut self, header: Header, body: &[u8]) -> Result<Queued, SendError> {
         debug_assert!(usize::from(header.extension_bytes) <= body.len(), "the body holds the extensions");
         let class = self.admit(&header)?;
-        if HEADER_BYTES + body.len() > self.frame_bytes_max {
+        if HEADER_BYTES + body.len() > self.most(class) {
             return Err(self.unwritten(Unwritten::Writer(EncodeError::Full)));
         }
         match self.append(header, body) {
@@ -79,7 +79,17 @@ impl Lane {
     #[inline]
     #[must_use]
     pub(crate) fn is_congested(&self) -> bool {
-        self.out.unsent_bytes() >= self.bounds.asks
+        self.out.unsent_bytes() >= self.bounds.congested
+    }
+
+    /// The longest frame of this class that may be queued now.
+    #[inline]
+    fn most(&self, class: Class) -> usize {
+        if class == Class::Answer && self.out.unsent_bytes() >= self.bounds.large {
+            ANSWER_BYTES
+        } else {
+            self.frame_bytes_max
+        }
     }
 
     #[inline]

@@ -137,7 +137,9 @@ fn ended_lanes() -> Vec<(CloseReason, Lane)> {
         asker.forward(header(Kind::Request, slot), &[]).unwrap();
     }
     pump(&mut asker, &mut full, START);
-    while full.forward(header(Kind::Reply, 0), &[0; 8000]).is_ok() {}
+    // More than a shard has calls to cancel.
+    while full.forward(header(Kind::Cancel, 0), &[]).is_ok() {}
+    full.forward(header(Kind::Reply, 0), &[]).unwrap_err();
     let length = |bytes: u32| {
         let mut frame = raw(Header::new(Kind::Event));
         frame[..4].copy_from_slice(&bytes.to_le_bytes());
@@ -281,7 +283,7 @@ fn requests_wait_where_answers_still_pass() {
     }
     pump(&mut there, &mut here, START);
     while here.forward(Header::new(Kind::Event), &[0; 1000]).is_ok() {}
-    assert!(here.is_congested() && !here.may_call_after(0, 0) && here.is_open());
+    assert!(!here.is_congested() && !here.may_call_after(0, 0) && here.is_open());
     assert_eq!(here.forward(header(Kind::Request, 1), &[]), Err(SendError::Full));
     assert!(here.forward(header(Kind::Cancel, 1), &[]).is_ok(), "a cancel takes work off the peer");
     for slot in 0..8 {
@@ -291,6 +293,37 @@ fn requests_wait_where_answers_still_pass() {
     let (headers, closed) = pump(&mut here, &mut there, START);
     assert!(closed.is_none() && headers.iter().filter(|header| header.kind == Kind::Reply).count() == 8);
     assert!(here.may_call_after(0, 0));
+}
+
+#[test]
+fn an_answer_for_which_there_is_no_room_fails_and_the_lane_goes_on() {
+    let (mut here, mut there) = open();
+    for slot in 0..8 {
+        there.forward(header(Kind::Request, slot), &[]).unwrap();
+    }
+    pump(&mut there, &mut here, START);
+    let bounds = Bounds::of(&config("here"));
+    let fill = |here: &mut Lane, bytes: usize| {
+        while here.unsent().len() < bytes {
+            here.forward(header(Kind::Cancel, 0), &[]).unwrap();
+        }
+    };
+    fill(&mut here, bounds.congested);
+    assert!(here.is_congested(), "what comes now is refused");
+    here.forward(header(Kind::Reply, 0), &[0; 8000]).unwrap();
+    fill(&mut here, bounds.large);
+    let too_long = here.forward(header(Kind::Reply, 1), &[0; 257]).unwrap_err();
+    assert!(matches!(too_long, SendError::TooLong { .. }), "{too_long:?}");
+    let too_long = here.send(header(Kind::Reply, 1), &Fault::new("x".repeat(300))).unwrap_err();
+    assert!(matches!(too_long, SendError::TooLong { .. }), "{too_long:?}");
+    // Each of the others still gets what is small: at least that it failed.
+    for slot in 1..8 {
+        here.forward(header(Kind::Reply, slot), &[0; 256]).unwrap();
+    }
+    assert!(here.unsent().len() <= bounds.answers && here.is_open());
+    let (headers, closed) = pump(&mut here, &mut there, START);
+    assert!(closed.is_none() && headers.iter().filter(|header| header.kind == Kind::Reply).count() == 8);
+    assert!(!here.is_congested());
 }
 
 #[test]
