@@ -36,10 +36,16 @@ fn take_rest() -> OwnedFrame {
     pooled.ok().flatten().unwrap_or_else(|| OwnedFrame::with_capacity(POOLED_SMALL_BYTES))
 }
 
-/// Gives a frame back. One that grew is freed instead: the list stays small in bytes too.
+/// Whether a frame is worth keeping: one that grew is freed instead, so that what is kept stays small in bytes too.
+#[inline]
+pub(crate) fn keeps(frame: &OwnedFrame) -> bool {
+    frame.capacity() == POOLED_SMALL_BYTES
+}
+
+/// Gives a frame back, if it is one to [keep](keeps).
 #[inline]
 pub(crate) fn give(frame: OwnedFrame) {
-    if frame.capacity() != POOLED_SMALL_BYTES {
+    if !keeps(&frame) {
         return;
     }
     // A thread that is ending has no list any more: the frame is freed with it.

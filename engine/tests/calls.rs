@@ -40,14 +40,14 @@ struct Echo {
 #[request(reply = Count)]
 struct Flood {
     calls: u64,
-    in_flight: u32,
+    in_flight: u64,
     echo: bool,
 }
 /// The same the other way round.
 #[request(reply = Count)]
 struct FloodBack {
     calls: u64,
-    in_flight: u32,
+    in_flight: u64,
     echo: bool,
 }
 #[message]
@@ -216,7 +216,7 @@ struct EchoBack {
     value: u64,
 }
 /// Shard 0 floods shard 1 while shard 1 floods shard 0. Returns how both fared.
-fn two_floods(engine: &Engine, calls: u64, in_flight: u32, echo: bool) -> [Result<u64, String>; 2] {
+fn two_floods(engine: &Engine, calls: u64, in_flight: u64, echo: bool) -> [Result<u64, String>; 2] {
     let client = engine.client();
     let (flood_up, flood_down) = (Flood { calls, in_flight, echo }, FloodBack { calls, in_flight, echo });
     let up = client.send(&flood_up).within(LONG);
@@ -253,6 +253,14 @@ fn party(runtime: catga::Runtime) -> Engine {
         .deadline(Duration::from_secs(2))
         .start()
         .unwrap()
+}
+
+#[test]
+fn a_batch_has_as_many_in_flight_as_the_shard_may_have_whatever_was_asked() {
+    let engine = party(catga::Runtime::Auto);
+    for in_flight in [0, 1 << 32, 1 << 46, u64::MAX] {
+        assert_eq!(two_floods(&engine, 5_000, in_flight, false), [Ok(5_000), Ok(5_000)], "{in_flight}");
+    }
 }
 
 #[test]

@@ -57,7 +57,8 @@ impl<'a, R: Request, I: Iterator<Item: Borrow<R>>> Batch<'a, R, I> {
         Self { ctx, requests, request: PhantomData, in_flight: IN_FLIGHT, within: None }
     }
 
-    /// How many calls are in flight at once. Default 1,024; at least 1.
+    /// How many calls are in flight at once. Default 1,024; at least 1, and as many as the shard may have in flight
+    /// ([`Builder::calls_max`](crate::Builder::calls_max)) at most.
     pub fn in_flight(mut self, calls: usize) -> Self {
         self.in_flight = calls.max(1);
         self
@@ -104,8 +105,9 @@ struct Run<'a, R: Request, I: Iterator<Item: Borrow<R>>, Settle> {
     /// A request for which there was no room, and its slot.
     stalled: Option<(I::Item, CallId)>,
     /// In a cluster the requests in flight, by slot, with their places: one that comes to nothing on a node is sent again.
-    kept: Vec<Option<(I::Item, u32)>>,
-    next: u32,
+    kept: Vec<Option<(I::Item, u64)>>,
+    /// The place of the next request in the batch.
+    next: u64,
     flying: usize,
     in_flight: usize,
     within: Option<Duration>,
@@ -120,6 +122,7 @@ impl<'a, R: Request, I: Iterator<Item: Borrow<R>>> Run<'a, R, I, ()> {
         Settle: FnMut(usize, Ending, OwnedFrame) -> Option<OwnedFrame>,
     {
         let Batch { ctx, requests, request, in_flight, within } = batch;
+        let in_flight = in_flight.min(ctx.core().calls.borrow().limit() as usize);
         Run {
             ctx,
             requests,
@@ -203,7 +206,7 @@ where
             self.attempt(request, deadline, Some(call), batch, self.next - 1);
         }
         let deadline = (core.now() + self.within.unwrap_or(core.deadline)).min(self.ctx.deadline());
-        let last = self.next.saturating_add(self.in_flight as u32);
+        let last = self.next + self.in_flight as u64;
         while self.stalled.is_none() && !self.exhausted && self.flying < self.in_flight {
             if self.next == last {
                 return true;
@@ -235,7 +238,7 @@ where
         }
     }
 
-    fn keep(&mut self, call: CallId, request: I::Item, place: u32) {
+    fn keep(&mut self, call: CallId, request: I::Item, place: u64) {
         let slot = call.slot() as usize;
         if self.kept.len() <= slot {
             self.kept.resize_with(slot + 1, || None);
@@ -249,7 +252,7 @@ where
         deadline: Time,
         slot: Option<CallId>,
         batch: BatchId,
-        place: u32,
+        place: u64,
     ) {
         let core = self.ctx.core();
         match core.attempt(request.borrow(), Manner::default(), deadline, slot, |calls| {

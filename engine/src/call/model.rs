@@ -206,7 +206,7 @@ impl Both {
         let (id, told) = match waiter % 4 {
             0 => (self.table.open(deadline), Told::Nobody),
             1 => (self.table.open_for(deadline, &self.waker), Told::Task),
-            2 => (self.table.open_in(deadline, self.batch, number), Told::Batch),
+            2 => (self.table.open_in(deadline, self.batch, number.into()), Told::Batch),
             _ => match self.table.open_forward(deadline, number, None, Choice::Usual) {
                 Ok(id) => (Some(id), Told::Forward(number)),
                 Err(back) => {
@@ -388,7 +388,7 @@ impl Both {
             assert_eq!((call.id, call.ending, call.live), (id, Some(ending), true));
             call.live = false;
             if let Some(frame) = frame {
-                check_frame(&frame, token, ending);
+                check_frame(&frame, u32::try_from(token).unwrap(), ending);
                 self.table.put_frame(index, frame);
             }
         }

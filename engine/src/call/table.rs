@@ -118,7 +118,7 @@ enum Phase {
 struct Slot<F> {
     generation: u32,
     /// A batch's own number for the call.
-    token: u32,
+    token: u64,
     phase: Phase,
     /// Counts while `Done`.
     ending: Ending,
@@ -230,6 +230,11 @@ impl<F> CallTable<F> {
         }
     }
 
+    /// How many calls may hold a slot.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// Calls that hold a slot.
     pub(crate) fn live(&self) -> u32 {
         self.live
@@ -244,7 +249,7 @@ impl<F> CallTable<F> {
 
     /// A slot for a call of a batch, which knows it by `token`.
     #[inline(always)] // as `open`
-    pub(crate) fn open_in(&mut self, deadline: Time, batch: BatchId, token: u32) -> Option<CallId> {
+    pub(crate) fn open_in(&mut self, deadline: Time, batch: BatchId, token: u64) -> Option<CallId> {
         let call = self.open(deadline)?;
         let slot = &mut self.slots[call.slot() as usize];
         slot.waiter = Waiter::Batch(batch);
@@ -481,6 +486,10 @@ impl<F> CallTable<F> {
         self.forwards -= u32::from(matches!(slot.waiter, Waiter::Forward(_)));
         slot.waiter = Waiter::Nobody;
         slot.keeps_request = false;
+        // One that has grown would be kept for as long as the engine lives.
+        if slot.answer.as_ref().is_some_and(|answer| !pool::keeps(answer)) {
+            slot.answer = None;
+        }
         slot.bound_for = None;
         if slot.journey.is_some() {
             slot.journey = None;

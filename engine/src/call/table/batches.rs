@@ -40,7 +40,7 @@ impl<F> CallTable<F> {
     /// Takes the id, the token, the ending and the frame of a done slot of a batch. The slot is free afterwards; give the
     /// frame back with [`CallTable::put_frame`] so that the slot's next call need not ask the pool.
     #[inline]
-    pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u32, Ending, Option<OwnedFrame>)> {
+    pub(crate) fn batch_take(&mut self, index: u32) -> Option<(CallId, u64, Ending, Option<OwnedFrame>)> {
         let slot = &mut self.slots[index as usize];
         if slot.phase != Phase::Done {
             return None;
@@ -52,11 +52,11 @@ impl<F> CallTable<F> {
         Some((id, token, ending, answer))
     }
 
-    /// Gives a slot the frame it had.
+    /// Gives a slot the frame it had, unless that has grown.
     #[inline]
     pub(crate) fn put_frame(&mut self, index: u32, frame: OwnedFrame) {
         let answer = &mut self.slots[index as usize].answer;
-        if answer.is_none() {
+        if answer.is_none() && pool::keeps(&frame) {
             *answer = Some(frame);
         } else {
             pool::give(frame);
@@ -70,5 +70,34 @@ impl<F> CallTable<F> {
         queue.open = false;
         queue.waker = None;
         queue.done.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::POOLED_SMALL_BYTES;
+    use crate::time::Time;
+
+    #[test]
+    fn a_slot_keeps_its_frame_but_not_one_that_has_grown() {
+        let mut table = CallTable::<u32>::new(1);
+        let batch = table.batch_open(1);
+        for (bytes, kept) in [(POOLED_SMALL_BYTES, true), (4 * POOLED_SMALL_BYTES, false)] {
+            let answer = |frame: &mut OwnedFrame| *frame = OwnedFrame::with_capacity(bytes);
+            for given_up in [false, true] {
+                let call = table.open_in(Time::NEVER, batch, u64::MAX).unwrap();
+                table.sent(call, Target::Here);
+                table.complete(call, Ending::Reply, answer).unwrap();
+                if given_up {
+                    table.abandon(call);
+                } else {
+                    let (_, token, _, frame) = table.batch_take(call.slot()).unwrap();
+                    assert_eq!(token, u64::MAX);
+                    table.put_frame(call.slot(), frame.unwrap());
+                }
+                assert_eq!(table.slots[0].answer.is_some(), kept, "{bytes} bytes, given up: {given_up}");
+            }
+        }
     }
 }
