@@ -216,7 +216,8 @@ impl<S> State<S> {
     /// Runs `f` with the state.
     ///
     /// # Panics
-    /// If called from within another `with` of the same instance.
+    /// If called from within another `with` of the same instance; the panic names the line of the inner one.
+    #[track_caller]
     pub fn with<R>(&self, f: impl FnOnce(&mut S) -> R) -> R {
         f(&mut self.inner.borrow_mut())
     }
