@@ -59,6 +59,8 @@ pub(crate) struct LaneIo {
     pub(super) is_waited_for: bool,
     write_blocked: bool,
     pub(super) finished_writing: bool,
+    /// What the socket said when the connection did not come to be, or broke.
+    pub(super) broke: Option<io::Error>,
     /// It has been open, and counts among those that are.
     pub(super) is_open: bool,
     /// Its calls have been ended.
@@ -144,12 +146,20 @@ impl LaneIo {
             is_waited_for: false,
             write_blocked: false,
             finished_writing: false,
+            broke: None,
             is_open: false,
             settled: false,
             refuses_some: false,
             cadence: Cadence::new(now),
             line: Line::default(),
         }
+    }
+
+    /// The connection is of no use any more, for this reason.
+    #[cold]
+    pub(super) fn break_off(&mut self, error: io::Error) {
+        self.machine.disconnected();
+        self.broke.get_or_insert(error);
     }
 
     /// Whether it ended and nobody has taken note of that.
@@ -174,8 +184,7 @@ impl LaneIo {
                 }
                 Ok(false) => return Read::Nothing,
                 Err(error) => {
-                    tracing::debug!(peer = self.stream.peer(), %error, "could not connect");
-                    self.machine.disconnected();
+                    self.break_off(error);
                     return Read::Nothing;
                 }
             }
@@ -192,10 +201,7 @@ impl LaneIo {
                 return Read::Some(receive);
             }
             Err(error) if would_block(&error) => {}
-            Err(error) => {
-                tracing::debug!(peer = self.stream.peer(), %error, "a lane was lost");
-                self.machine.disconnected();
-            }
+            Err(error) => self.break_off(error),
         }
         self.receive = Some(receive);
         Read::Nothing
@@ -229,10 +235,7 @@ impl LaneIo {
                 self.set_write_blocked(bytes < unsent, key, world);
             }
             Err(error) if would_block(&error) => self.set_write_blocked(true, key, world),
-            Err(error) => {
-                tracing::debug!(peer = self.stream.peer(), %error, "a lane was lost");
-                self.machine.disconnected();
-            }
+            Err(error) => self.break_off(error),
         }
         true
     }
