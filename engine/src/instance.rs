@@ -352,6 +352,15 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a panic without text)")
 }
 
+/// Drops what is a service's, or holds the last of it. If that panics it is logged, and goes no further: the shard's other
+/// services are dropped as well, and their `Drop` may panic too. Nothing counts it: nobody can ask the engine any more.
+pub(crate) fn drop_guarded<T>(last: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(last))) {
+        tracing::error!(panic = text_of(&*panic), "a service panicked while it was dropped");
+        discard(panic);
+    }
+}
+
 /// Drops what was panicked with; its own `Drop` may panic too, and then it is left alone.
 fn discard(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
