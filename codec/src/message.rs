@@ -124,7 +124,8 @@ impl TypeCell {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a message",
     label = "this type has no stable name and archived layout",
-    note = "put `#[message]` on the type (`#[request(..)]` or `#[event]` if it is sent by itself)"
+    note = "if it is your struct or enum, put `#[message]` on it (`#[request(..)]` or `#[event]` if it is sent by itself)",
+    note = "else, such as a number or a `Vec`, make it the field of a struct with `#[message]`; for no answer, leave `reply` out"
 )]
 pub unsafe trait Message: Archive + for<'a> Serialize<Encoder<'a>> + Shape + Sized + 'static {
     /// The stable name: what nodes know the message by.

@@ -285,13 +285,14 @@ impl Builder {
         self
     }
 
-    /// How many calls each shard may have in flight. Default: 4,096. At least 1.
+    /// How many calls each shard may have in flight. Default: 4,096. Taken as the nearest number from 1 to 1,048,576.
     pub fn calls_max(mut self, calls: u32) -> Self {
         self.calls_max = calls.clamp(1, 1 << 20);
         self
     }
 
-    /// How many async handlers may run at once for each route of each shard. Default: 1,024.
+    /// How many async handlers may run at once for each route of each shard. Default: 1,024. Taken as the nearest number
+    /// from 1 to 1,048,576; each shard has 16 bytes for each of them and each route from the start.
     pub fn tasks_max(mut self, tasks: usize) -> Self {
         self.tasks_max = tasks.clamp(1, 1 << 20);
         self

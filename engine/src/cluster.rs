@@ -54,6 +54,14 @@ pub(crate) struct Place {
     pub(crate) dns: Option<Dns>,
 }
 
+impl Place {
+    /// What the list has of this node, if that is not where it says that it is reached.
+    fn listed_elsewhere(&self) -> Option<&Target> {
+        let listed = self.targets.iter().find(|target| target.id.as_ref() == Some(&self.own.id));
+        listed.filter(|target| target.endpoint != self.own.endpoint)
+    }
+}
+
 impl List {
     /// The nodes, each as `id=address:port` or, for those on this machine, `id=unix:/path`.
     pub fn of<T: Into<String>>(nodes: impl IntoIterator<Item = T>) -> Self {
@@ -137,7 +145,16 @@ impl List {
         let listener = listen(&endpoint).map_err(StartError::Listen)?;
         let bound = local_endpoint(&listener).map_err(StartError::Listen)?;
         tracing::info!(node = self.id, endpoint = %bound, "listening");
-        Ok((listener, self.place(contracts, shards, self.reached_at(bound)?)?))
+        let place = self.place(contracts, shards, self.reached_at(bound)?)?;
+        if let Some(listed) = place.listed_elsewhere() {
+            tracing::warn!(
+                listed = %listed.endpoint,
+                told = %place.own.endpoint,
+                "the list has this node at another endpoint than it tells others to reach it at; give the listed one in `node`, \
+                 or in `announce` if it listens elsewhere"
+            );
+        }
+        Ok((listener, place))
     }
 
     /// Where others reach a node that listens there.
@@ -216,6 +233,12 @@ impl List {
             let wrong =
                 |what: String| StartError::Cluster(format!("the entry `{entry}` of the list: {what}"));
             let target: Target = entry.parse().map_err(|error| wrong(format!("{error}")))?;
+            let nowhere = |address: SocketAddr| address.port() == 0 || address.ip().is_unspecified();
+            if target.id.as_ref() != Some(&own) && target.endpoint.address().is_some_and(nowhere) {
+                return Err(wrong(
+                    "nobody can dial it; give the address and port at which that node is reached".into(),
+                ));
+            }
             let is_here = target.endpoint == here || Some(&target.endpoint) == announced.as_ref();
             if is_here && target.id.as_ref() != Some(&own) {
                 return Err(wrong(format!("this is the endpoint of this node, whose id is `{own}`")));
@@ -296,6 +319,8 @@ mod tests {
             (&["b=127.0.0.1:1", "b=127.0.0.1:2"], &["`b=127.0.0.1:2`", "twice", "b at 127.0.0.1:1"]),
             (&["b=127.0.0.1:1", "c=127.0.0.1:1"], &["`c=127.0.0.1:1`", "twice", "b at 127.0.0.1:1"]),
             (&["b=127.0.0.1:5001"], &["`b=127.0.0.1:5001`", "this node", "`a`"]),
+            (&["b=127.0.0.1:0"], &["`b=127.0.0.1:0`", "nobody can dial it"]),
+            (&["b=0.0.0.0:5002"], &["`b=0.0.0.0:5002`", "nobody can dial it"]),
         ] {
             let text = refusal(written(entries));
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
@@ -319,6 +344,19 @@ mod tests {
         assert!(said(written(&[]).announce("orders")).contains("`orders`"));
         let text = said(written(&["b=10.0.0.1:5001"]).node("a", "127.0.0.1:0").announce("10.0.0.1:5001"));
         assert!(text.contains("this is the endpoint of this node"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_is_listed_elsewhere_than_it_is_reached_is_noticed() {
+        let elsewhere = |list: List| {
+            let endpoint = list.reached_at(list.own_endpoint().unwrap()).unwrap();
+            list.place(&[], 1, endpoint).unwrap().listed_elsewhere().map(Target::to_string)
+        };
+        assert_eq!(elsewhere(written(&["a=127.0.0.1:5001", "b=127.0.0.1:5002"])), None);
+        assert_eq!(elsewhere(written(&["b=127.0.0.1:5002"])), None, "a node need not be in its own list");
+        let wrong = written(&["a=10.0.0.1:5001", "b=10.0.0.2:5001"]);
+        assert_eq!(elsewhere(wrong.clone()).as_deref(), Some("a at 10.0.0.1:5001"));
+        assert_eq!(elsewhere(wrong.announce("10.0.0.1:5001")), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A service's routes are asked for once when the engine starts, to check them and to build the table of routes that all
 //! shards share, and once on each shard that it is on, for the handlers of that shard's instance.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::instance::State;
 use crate::route::RouteTable;
 use crate::service::{BindContext, Declaration, Outline, Routes};
 use crate::shard::core::Handlers;
-use crate::shard::thread::Services;
+use crate::shard::thread::{Services, said};
 
 /// A service, its types erased.
 pub(crate) struct Service {
@@ -59,7 +60,6 @@ impl Service {
     }
 
     fn outline_on(&self, shards: u16) -> Result<Outlined, StartError> {
-        let outline = (self.outline)();
         let mut on: Vec<u16> = match &self.shards {
             None => (0..shards).collect(),
             Some(named) => named.clone(),
@@ -68,6 +68,11 @@ impl Service {
         on.sort_unstable();
         on.dedup();
         let service = self.name;
+        // The user's closure: a panic in it is a start error here as on a shard, where it is asked again.
+        let outline = catch_unwind(AssertUnwindSafe(|| (self.outline)())).map_err(|panic| {
+            let shard = ShardId(on.first().copied().unwrap_or_default());
+            StartError::ServicePanicked { shard, panic: said(&*panic) }
+        })?;
         if let Some(&shard) = on.iter().find(|&&shard| shard >= shards) {
             return Err(StartError::NoSuchShard { service, shard, last: shards - 1 });
         }

@@ -5,6 +5,7 @@
 //! [`Rejected`](CallError::Rejected) and [`Failed`](CallError::Failed) it ran. Each reason has a code that is stable on
 //! the wire and a sentence that says what happened and what to do.
 
+use std::any::Any;
 use std::fmt;
 
 use catga_codec::Fault;
@@ -25,10 +26,18 @@ pub enum CallError<E> {
     Failed(Failure),
 }
 
-impl<E> fmt::Display for CallError<E> {
+/// The text of an error that is a [`Fault`]. Other types of errors need no text, so nothing can be said of them.
+fn fault<E: 'static>(error: &E) -> Option<&Fault> {
+    (error as &dyn Any).downcast_ref()
+}
+
+impl<E: 'static> fmt::Display for CallError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rejected(_) => f.write_str("rejected: the handler ran and answered with its own error"),
+            Self::Rejected(error) => {
+                f.write_str("rejected: the handler ran and answered with its own error")?;
+                fault(error).map_or(Ok(()), |fault| write!(f, ": {fault}"))
+            }
             Self::NotSent(reason) => write!(f, "not sent: {reason}"),
             Self::Refused(reason) => write!(f, "refused before it ran: {reason}"),
             Self::Unknown(reason) => write!(f, "outcome unknown, it may have run: {reason}"),
@@ -37,12 +46,17 @@ impl<E> fmt::Display for CallError<E> {
     }
 }
 
-impl<E: fmt::Debug> std::error::Error for CallError<E> {}
+impl<E: fmt::Debug + 'static> std::error::Error for CallError<E> {}
 
-impl<E> From<CallError<E>> for Fault {
-    /// A handler whose own call failed passes the reason on as text.
+impl<E: 'static> From<CallError<E>> for Fault {
+    /// A handler whose own call failed passes the reason on as text: a fault as it is, however many handlers it goes
+    /// through, and all else by the phase in which the call ended.
     fn from(error: CallError<E>) -> Self {
-        Self::new(error.to_string())
+        match &error {
+            CallError::Rejected(rejected) => fault(rejected).cloned(),
+            _ => None,
+        }
+        .unwrap_or_else(|| Self::new(error.to_string()))
     }
 }
 
@@ -185,6 +199,24 @@ pub enum PublishError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_keeps_its_text_through_any_number_of_handlers() {
+        let innermost = CallError::<Fault>::Refused(Refusal::Overloaded);
+        let mut fault = Fault::from(innermost);
+        let text = fault.text.clone();
+        assert!(text.contains("at a bound"), "{text}");
+        for _ in 0..3 {
+            let error = CallError::Rejected(fault);
+            assert!(error.to_string().ends_with(&text), "{error}");
+            fault = error.into();
+        }
+        assert_eq!(fault.text, text);
+        // A type of the user's own has a text only if it wants to: then the phase is all that is known.
+        let own = CallError::Rejected(7_u32);
+        assert!(own.to_string().ends_with("its own error"), "{own}");
+        assert_eq!(Fault::from(own).text, CallError::Rejected(8_u32).to_string());
+    }
 
     #[test]
     fn every_reason_comes_back_from_its_code_and_speaks() {

@@ -216,7 +216,8 @@ impl<S> State<S> {
     /// Runs `f` with the state.
     ///
     /// # Panics
-    /// If called from within another `with` of the same instance.
+    /// If called from within another `with` of the same instance; the panic names the line of the inner one.
+    #[track_caller]
     pub fn with<R>(&self, f: impl FnOnce(&mut S) -> R) -> R {
         f(&mut self.inner.borrow_mut())
     }
@@ -349,6 +350,15 @@ impl<S> Instance for State<S> {
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a panic without text)")
+}
+
+/// Drops what is a service's, or holds the last of it. If that panics it is logged, and goes no further: the shard's other
+/// services are dropped as well, and their `Drop` may panic too. Nothing counts it: nobody can ask the engine any more.
+pub(crate) fn drop_guarded<T>(last: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(last))) {
+        tracing::error!(panic = text_of(&*panic), "a service panicked while it was dropped");
+        discard(panic);
+    }
 }
 
 /// Drops what was panicked with; its own `Drop` may panic too, and then it is left alone.

@@ -119,6 +119,10 @@ fn a_description_that_makes_no_sense_does_not_start() {
     assert!(
         matches!(started.unwrap_err(), StartError::ServicePanicked { shard: ShardId(0), panic } if panic == "in the constructor")
     );
+    let started = Engine::builder().shards(1).service(|_| Adder, |_| panic!("in the routes")).start();
+    assert!(
+        matches!(started.unwrap_err(), StartError::ServicePanicked { panic, .. } if panic == "in the routes")
+    );
     let off_loopback = catga::List::of(Vec::<String>::new()).node("a", "0.0.0.0:0");
     let started = Engine::builder().shards(1).cluster(off_loopback).start();
     let error = started.unwrap_err();

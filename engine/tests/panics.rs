@@ -292,3 +292,39 @@ fn the_log_says_what_happens_next_and_abort_takes_the_process_with_it() {
         );
     }
 }
+
+struct Quarrelsome;
+impl Quarrelsome {
+    fn shaken(&mut self, _: &Archived<Shake>, _: &Context) {}
+}
+impl Drop for Quarrelsome {
+    fn drop(&mut self) {
+        panic!("a service panics when it is dropped");
+    }
+}
+struct Orderly(Arc<AtomicU64>);
+impl Orderly {
+    fn shaken(&mut self, _: &Archived<Shake>, _: &Context) {}
+}
+impl Drop for Orderly {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn services_that_panic_when_they_are_dropped_keep_no_other_from_being_dropped() {
+    let dropped = Arc::new(AtomicU64::new(0));
+    let counted = dropped.clone();
+    // Two of them on one shard: the second panic would end the process if it met the first one.
+    let engine = Engine::builder()
+        .shards(2)
+        .service(|_| Quarrelsome, |routes| routes.event(Quarrelsome::shaken))
+        .service(|_| Quarrelsome, |routes| routes.event(Quarrelsome::shaken))
+        .service(move |_| Orderly(counted.clone()), |routes| routes.event(Orderly::shaken))
+        .start()
+        .unwrap();
+    let report = engine.stop(LONG);
+    assert!(report.drained && report.panicked.is_empty(), "{report}");
+    assert_eq!(dropped.load(Ordering::Relaxed), 2, "on each shard the one that does not panic");
+}

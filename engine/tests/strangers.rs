@@ -282,3 +282,19 @@ fn where_nobody_listens_and_where_strangers_do_nothing_is_sent() {
     eventually("it is counted", || refused(&a) > 0);
     drop((a, stranger));
 }
+
+#[test]
+fn who_cannot_be_connected_to_is_logged_with_what_the_system_said() {
+    let log = log();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let path = std::env::temp_dir().join(format!("catga-nobody-{}.sock", std::process::id()));
+    let list = List::of([format!("b={nobody}"), format!("c=unix:{}", path.display())]);
+    let a = Engine::builder().shards(1).cluster(list.node("a", "127.0.0.1:0")).start().unwrap();
+    for peer in [nobody.to_string(), path.display().to_string()] {
+        eventually("the log has the peer", || log.find(|line| line.contains(&peer)).is_some());
+        let line = log.find(|line| line.contains(&peer)).unwrap();
+        assert!(line.contains("could not") && line.contains("os error"), "{line}");
+        assert!(!line.contains("has ended"), "there was no lane: {line}");
+    }
+    drop(a);
+}

@@ -61,6 +61,8 @@ pub(crate) struct LaneIo {
     /// It took less than was there when it was last written to.
     is_stuffed: bool,
     pub(super) finished_writing: bool,
+    /// What the socket said when the connection did not come to be, or broke.
+    pub(super) broke: Option<io::Error>,
     /// It has been open, and counts among those that are.
     pub(super) is_open: bool,
     /// Its calls have been ended.
@@ -147,12 +149,20 @@ impl LaneIo {
             write_blocked: false,
             is_stuffed: false,
             finished_writing: false,
+            broke: None,
             is_open: false,
             settled: false,
             refuses_some: false,
             cadence: Cadence::new(now),
             line: Line::default(),
         }
+    }
+
+    /// The connection is of no use any more, for this reason.
+    #[cold]
+    pub(super) fn break_off(&mut self, error: io::Error) {
+        self.machine.disconnected();
+        self.broke.get_or_insert(error);
     }
 
     /// Whether it ended and nobody has taken note of that.
@@ -177,8 +187,7 @@ impl LaneIo {
                 }
                 Ok(false) => return Read::Nothing,
                 Err(error) => {
-                    tracing::debug!(peer = self.stream.peer(), %error, "could not connect");
-                    self.machine.disconnected();
+                    self.break_off(error);
                     return Read::Nothing;
                 }
             }
@@ -195,10 +204,7 @@ impl LaneIo {
                 return Read::Some(receive);
             }
             Err(error) if would_block(&error) => {}
-            Err(error) => {
-                tracing::debug!(peer = self.stream.peer(), %error, "a lane was lost");
-                self.machine.disconnected();
-            }
+            Err(error) => self.break_off(error),
         }
         self.receive = Some(receive);
         Read::Nothing
@@ -248,10 +254,7 @@ impl LaneIo {
                 self.is_stuffed = bytes < unsent;
             }
             Err(error) if would_block(&error) => self.is_stuffed = true,
-            Err(error) => {
-                tracing::debug!(peer = self.stream.peer(), %error, "a lane was lost");
-                self.machine.disconnected();
-            }
+            Err(error) => self.break_off(error),
         }
     }
 

@@ -18,6 +18,7 @@ mod connecting;
 mod queueing;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +103,10 @@ pub(crate) struct Ended {
     pub(crate) key: LaneKey,
     pub(crate) closed: Closed,
     pub(crate) traffic: Traffic,
+    /// Whether there was a connection at all.
+    pub(crate) connected: bool,
+    /// What the socket said, if it was the socket that ended it.
+    pub(crate) broke: Option<io::Error>,
 }
 
 /// What is done with a lane that has just opened.
@@ -344,16 +349,17 @@ impl Lanes {
                     lane.machine.on_tick(now);
                 }
                 if !lane.connected && now >= lane.connect_by {
-                    lane.machine.disconnected();
+                    lane.break_off(io::ErrorKind::TimedOut.into());
                 }
                 next = next.min(lane.next_tick());
                 let closed = lane.machine.closed().filter(|_| !lane.settled);
                 lane.settled |= closed.is_some();
-                closed.map(|closed| (closed, lane.machine.traffic()))
+                let (connected, broke) = (lane.connected, closed.and_then(|_| lane.broke.take()));
+                closed.map(|closed| Ended { key, closed, traffic: lane.machine.traffic(), connected, broke })
             });
-            if let Some(Some((closed, traffic))) = closed {
-                self.settle(key, closed, now);
-                ended.push(Ended { key, closed, traffic });
+            if let Some(Some(lane)) = closed {
+                self.settle(key, lane.closed, now);
+                ended.push(lane);
             }
         }
         self.tick_at = next.max(now + TICK_INTERVAL);

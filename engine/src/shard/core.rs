@@ -29,7 +29,7 @@ use crate::client::callers::Callers;
 use crate::client::{not_encoded, request_header};
 use crate::context::{Context, ShardId};
 use crate::error::{NotSent, Refusal};
-use crate::instance::Instance;
+use crate::instance::{Instance, drop_guarded};
 use crate::lane::events::Publication;
 use crate::lane::lanes::Lanes;
 use crate::limits::{FAILURES_AT_ONCE, LOCAL_QUEUE_MESSAGES, WINDOW_BYTES};
@@ -80,6 +80,15 @@ impl Handlers {
     #[inline]
     fn request(&self, index: u32) -> Option<&dyn Serve> {
         self.requests.get(index as usize)?.as_deref()
+    }
+}
+
+impl Drop for Handlers {
+    /// The handlers, then the instances: users' code, each behind a guard of its own.
+    fn drop(&mut self) {
+        self.requests.drain(..).flatten().for_each(drop_guarded);
+        self.events.drain(..).flatten().for_each(drop_guarded);
+        self.instances.drain(..).for_each(drop_guarded);
     }
 }
 

@@ -127,10 +127,19 @@ impl Shard {
             lanes.publish_early(now);
         }
         self.core.count_told();
-        for Ended { key, closed, traffic } in ended.drain(..) {
+        for Ended { key, closed, traffic, connected, broke } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
-            tracing::info!(peer, node, reason, %closed, %traffic, "a lane has ended");
+            match broke.map(|error| error.to_string()) {
+                Some(error) if !connected => {
+                    tracing::info!(
+                        peer,
+                        error,
+                        "could not connect; see whether a node runs and listens there"
+                    );
+                }
+                error => tracing::info!(peer, node, reason, error, %closed, %traffic, "a lane has ended"),
+            }
             if closed.reason.breaks_a_rule() {
                 self.core.counters.lanes_refused.add(1);
             }

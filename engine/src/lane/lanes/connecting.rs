@@ -45,7 +45,7 @@ impl Lanes {
             match self.dial(index, &target, shard, world, now) {
                 Ok(key) => self.peers.began(index, key, now),
                 Err(error) => {
-                    tracing::debug!(%target, %error, "could not dial");
+                    tracing::info!(%target, %error, "could not dial");
                     self.missed(index, Some(Missed::Unreached), now);
                 }
             }
