@@ -231,10 +231,10 @@ fn a_stuck_shard_gets_no_new_work_until_it_goes_on() {
         matches!(outcome, Err(CallError::NotSent(NotSent::Stuck)))
     });
     for _ in 0..100 {
-        let reply = block_on(client.send(&Ask).within(LONG)).unwrap();
+        let reply = common::call(&client, &Ask).unwrap();
         assert_eq!(reply.shard.to_native(), 1, "the other shard takes what any shard can do");
     }
-    assert!(block_on(client.send(&free).within(LONG)).is_ok());
+    assert!(common::call(&client, &free).is_ok());
 
     gate.open();
     assert!(block_on(blocks).is_ok(), "the call that took so long has its reply");
