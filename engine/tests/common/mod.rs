@@ -1,7 +1,7 @@
 //! What several suites need in order to wait for something, and to tell what came of a panic.
 
 #![allow(dead_code, reason = "each suite uses its part")]
-#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
 pub(crate) mod bystander;
 pub(crate) mod log;
