@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use catga::prelude::*;
-use catga::{Failure, NotSent, Refusal, Request, Unknown};
-use common::{call, eventually};
+use catga::{Failure, NotSent, Refusal, Unknown};
+use common::{call, call_from_a_shard, eventually};
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -85,26 +85,11 @@ struct Relay {
     bytes: u32,
 }
 struct Relayer;
-
-/// As [`call`], from inside a shard.
-async fn from_a_shard<R: Request>(
-    ctx: &Context,
-    request: &R,
-) -> Result<Reply<R::Reply>, CallError<R::Error>> {
-    loop {
-        let outcome = ctx.send(request).within(LONG).await;
-        if !matches!(outcome, Err(CallError::NotSent(NotSent::Stuck))) {
-            return outcome;
-        }
-        ctx.sleep(Duration::from_millis(1)).await;
-    }
-}
-
 impl Relayer {
     async fn relay(_: &State<Self>, relay: &Archived<Relay>, ctx: &Context) -> Result<Count, Fault> {
         let bytes = relay.bytes.to_native();
-        let given = from_a_shard(ctx, &Give { bytes }).await?;
-        let taken = from_a_shard(ctx, &Take { blob: given.bytes.to_vec() }).await?;
+        let given = call_from_a_shard(ctx, &Give { bytes }).await?;
+        let taken = call_from_a_shard(ctx, &Take { blob: given.bytes.to_vec() }).await?;
         assert_eq!(taken.bytes[..], [(bytes as u8).wrapping_mul(9)]);
         Ok(Count { value: given.bytes.len() as u64 })
     }

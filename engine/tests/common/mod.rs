@@ -37,6 +37,20 @@ pub(crate) fn call<R: Request>(client: &Client, request: &R) -> Result<Reply<R::
     }
 }
 
+/// As [`call`], from inside a shard.
+pub(crate) async fn call_from_a_shard<R: Request>(
+    ctx: &Context,
+    request: &R,
+) -> Result<Reply<R::Reply>, CallError<R::Error>> {
+    loop {
+        let outcome = ctx.send(request).within(Duration::from_secs(60)).await;
+        if !matches!(outcome, Err(CallError::NotSent(NotSent::Stuck))) {
+            return outcome;
+        }
+        ctx.sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// The outcome of a call that is to be at work, or on its way, when its deadline comes. On a machine that stops for longer than
 /// that, its time may be over before it has left: then it ran nowhere, and is made again with more time.
 #[track_caller]

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Header, Kind, Message};
@@ -182,6 +183,18 @@ impl Peer {
     /// Archives a message as the payload of a frame.
     pub(crate) fn say<M: Message>(&mut self, header: Header, message: &M) {
         self.raw(&archived(header, message));
+    }
+
+    /// Keeps its lane by signs of life, and reads nothing, until what this returns is dropped.
+    pub(crate) fn only_lives(mut self) -> mpsc::Sender<()> {
+        let (held, is_over) = mpsc::channel();
+        std::thread::spawn(move || {
+            let pause = Duration::from_millis(50);
+            while is_over.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                self.send(Header::new(Kind::Heartbeat), &[]);
+            }
+        });
+        held
     }
 
     /// The next frame, or nothing if the engine has closed the connection. A Welcome is answered with the proof.
