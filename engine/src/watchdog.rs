@@ -5,6 +5,9 @@
 //! still does; after a second the shard gets no new work, and other shards of its node take over what they can; when the
 //! turn has ended, all is as before. The node is not to blame for one long handler, so nothing else changes.
 //!
+//! Time in which the watchdog did not look either is charged to no turn: then the machine stood still, or the process was
+//! stopped, and when it goes on there is no handler to name and no shard to keep work from.
+//!
 //! The same thread keeps the deadlines of foreign calls (see [`completion`](crate::client::completion)), so that they end in
 //! time even if their shard does not take turns.
 
@@ -21,6 +24,9 @@ use crate::time::Time;
 
 /// Between two looks for the sake of a deadline there is at least this.
 const LOOK_MIN: Duration = Duration::from_millis(1);
+
+/// Of the time since the look before, at most this is time in which a shard could have run.
+const SEEN_MAX: Duration = WATCH_INTERVAL.saturating_mul(2);
 
 /// What a shard is at.
 #[derive(Debug, Default)]
@@ -74,10 +80,13 @@ impl Watchdog {
     ) -> std::io::Result<Self> {
         let calls = shared.calls.clone();
         let mut shards: Vec<Watched> = pulses.iter().map(|_| Watched::default()).collect();
+        let mut looked = Time::read();
         let rounds = Rounds::start("catga-watch", move || {
             let now = Time::read();
+            let seen = now.since(looked).min(SEEN_MAX);
+            looked = now;
             for (shard, (pulse, watched)) in pulses.iter().zip(&mut shards).enumerate() {
-                watched.look(now, shard as u16, pulse, &shared);
+                watched.look(now, seen, shard as u16, pulse, &shared);
             }
             shared.calls.expire(now);
             let next = shared.calls.plan(now + WATCH_INTERVAL);
@@ -91,6 +100,10 @@ impl Watchdog {
 /// What the watchdog knows of one shard.
 #[derive(Debug, Default)]
 struct Watched {
+    /// When the turn began that was running at the last look; 0 if none was.
+    began: u64,
+    /// For how long it has been seen running.
+    lasted: Duration,
     /// The turn that was found too long, if it has not ended.
     stalled: Option<Stalled>,
 }
@@ -103,7 +116,15 @@ struct Stalled {
 }
 
 impl Watched {
-    fn look(&mut self, now: Time, shard: u16, pulse: &Pulse, shared: &ClientShared) {
+    /// For how long the turn that began then has been seen running, and nobody slept: by `seen` more than at the last look.
+    fn seen_running(&mut self, began: u64, now: Time, seen: Duration) -> Duration {
+        let before = if began == self.began { self.lasted } else { Duration::ZERO };
+        self.began = began;
+        self.lasted = now.since(Time::from_nanos(began)).min(before + seen);
+        self.lasted
+    }
+
+    fn look(&mut self, now: Time, seen: Duration, shard: u16, pulse: &Pulse, shared: &ClientShared) {
         let began = pulse.began.load(Ordering::Relaxed);
         if let Some(stalled) = self.stalled.take_if(|stalled| stalled.began != began) {
             tracing::warn!(shard, handling = stalled.message, "the shard goes on");
@@ -111,7 +132,7 @@ impl Watched {
                 shared.routes.stuck.set(shard, false);
             }
         }
-        let lasted = now.since(Time::from_nanos(began));
+        let lasted = self.seen_running(began, now, seen);
         if began == 0 || lasted < STALL {
             return;
         }
@@ -137,5 +158,38 @@ impl Watched {
                 "the shard is stuck; it gets no new work until the message's handler has returned"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGAN: Time = Time::from_nanos(1_000_000_000);
+
+    fn look(watched: &mut Watched, began: Time, after: Duration, seen: Duration) -> Duration {
+        watched.seen_running(began.as_nanos(), began + after, seen)
+    }
+
+    #[test]
+    fn a_turn_lasts_for_as_long_as_it_is_seen_running() {
+        let mut watched = Watched::default();
+        // It began between two looks.
+        assert_eq!(look(&mut watched, BEGAN, WATCH_INTERVAL / 2, WATCH_INTERVAL), WATCH_INTERVAL / 2);
+        for looks in 1..50 {
+            let after = WATCH_INTERVAL / 2 + WATCH_INTERVAL * looks;
+            assert_eq!(look(&mut watched, BEGAN, after, WATCH_INTERVAL), after);
+        }
+        let next = BEGAN + WATCH_INTERVAL * 100;
+        assert_eq!(look(&mut watched, next, WATCH_INTERVAL / 5, WATCH_INTERVAL), WATCH_INTERVAL / 5);
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_is_charged_to_no_turn() {
+        let mut watched = Watched::default();
+        let stopped = STUCK * 5;
+        assert_eq!(look(&mut watched, BEGAN, stopped, SEEN_MAX), SEEN_MAX);
+        assert_eq!(look(&mut watched, BEGAN, stopped * 2, SEEN_MAX), SEEN_MAX * 2);
+        assert!(SEEN_MAX * 2 <= STALL, "two stops in one turn name nobody");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use catga::prelude::*;
 use catga::{Failure, NotSent, Refusal, Unknown};
-use common::eventually;
+use common::{call, call_from_a_shard, eventually};
 use futures_util::future::join_all;
 use pollster::block_on;
 
@@ -88,22 +88,10 @@ struct Relayer;
 impl Relayer {
     async fn relay(_: &State<Self>, relay: &Archived<Relay>, ctx: &Context) -> Result<Count, Fault> {
         let bytes = relay.bytes.to_native();
-        let given = ctx.send(&Give { bytes }).await?;
-        let taken = ctx.send(&Take { blob: given.bytes.to_vec() }).await?;
+        let given = call_from_a_shard(ctx, &Give { bytes }).await?;
+        let taken = call_from_a_shard(ctx, &Take { blob: given.bytes.to_vec() }).await?;
         assert_eq!(taken.bytes[..], [(bytes as u8).wrapping_mul(9)]);
         Ok(Count { value: given.bytes.len() as u64 })
-    }
-}
-
-/// Without optimization a busy machine may take over a second for a frame of this size: then the shard is out of use, until
-/// its turn is over.
-fn call<R: catga::Request>(client: &Client, request: &R) -> Result<Reply<R::Reply>, CallError<R::Error>> {
-    loop {
-        let outcome = block_on(client.send(request).within(LONG));
-        if !matches!(outcome, Err(CallError::NotSent(NotSent::Stuck))) {
-            return outcome;
-        }
-        std::thread::yield_now();
     }
 }
 

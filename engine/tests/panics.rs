@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use catga::prelude::*;
 use catga::{Failure, Stats, Unknown};
-use common::{eventually, panicked, poisoned};
+use common::{eventually, panicked, poisoned, while_it_is_at_work};
 use pollster::block_on;
 
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_millis(100);
 
 /// Adds one, then panics in the way that it is told: 0 not at all, 1 at once, 2 while an answer is dropped.
 #[request(reply = Count)]
@@ -141,7 +140,7 @@ fn all_panics(engine: &Engine, expect: impl Fn(u64) -> Option<u64>) {
     eventually("the event's panic is counted", || failed(engine.stats()) == 3);
     assert_eq!(value(), expect(before + 2), "after an event's panic");
     let before = value().unwrap();
-    let doomed = block_on(client.send(&Doomed {}).within(SHORT)).map(|_| ());
+    let doomed = while_it_is_at_work(|within| block_on(client.send(&Doomed {}).within(within)).map(drop));
     let ended =
         matches!(doomed, Err(CallError::Failed(Failure::Panicked) | CallError::Unknown(Unknown::Deadline)));
     assert!(ended, "{doomed:?}");

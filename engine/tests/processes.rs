@@ -12,10 +12,11 @@ mod common;
 #[path = "processes/mod.rs"]
 mod harness;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catga::Unknown;
 use cluster_desk::load::{Outcome, Tally};
+use common::bystander::Bystander;
 use harness::{Cluster, Load};
 
 /// Orders a second: enough that some are under way at any time.
@@ -86,11 +87,12 @@ fn a_node_that_starts_again_on_its_port_is_used_again() {
 #[test]
 fn a_frozen_node_costs_no_call_more_than_its_deadline_and_is_out_of_use_until_it_thaws() {
     let mut cluster = Cluster::of(["a", "b", "c"]);
-    let within = Duration::from_millis(500);
+    // Less than a silence may last, and more than a machine stops for.
+    let within = Duration::from_millis(800);
     let load = Load::on(&cluster, RATE, within);
     load.until_replies_of(&["a", "b", "c"], 50);
     cluster.node("b").freeze();
-    let frozen = Instant::now();
+    let frozen = Bystander::start();
     load.until("calls to it end by their deadlines", |tally| {
         tally.reasons.keys().any(|reason| reason.contains(&Unknown::Deadline.to_string()))
     });
@@ -105,7 +107,12 @@ fn a_frozen_node_costs_no_call_more_than_its_deadline_and_is_out_of_use_until_it
     // What lay in its sockets when it thawed was for calls that had ended: hundreds. What it had in its hands when it froze, a
     // few at most, had run before.
     let for_nobody = by_b - tally.of_desk("b");
-    assert!(for_nobody <= 20, "b took {for_nobody} orders that nobody waited for any more");
+    // A machine that stopped for longer than the calls had makes all desks work for nobody.
+    let of_others = by_a + by_c - tally.of_desk("a") - tally.of_desk("c");
+    assert!(
+        for_nobody <= 20 + of_others,
+        "b took {for_nobody} orders that nobody waited for any more, the others {of_others}"
+    );
     let taken = by_a + by_b + by_c;
     assert!(
         (replied..=replied + unknown).contains(&taken),

@@ -6,15 +6,16 @@
 mod common;
 mod wire;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{List, NotSent};
 use catga_codec::{Header, Kind};
-use common::eventually;
+use common::bystander::Bystander;
 use common::log::Log;
+use common::{Reserved, eventually};
 use pollster::block_on;
 use wire::{Peer, greeting, listening};
 
@@ -82,6 +83,10 @@ fn log() -> Log {
     log.clone()
 }
 
+/// Where the peers dial from whose lines in the log are looked at: each test has its own.
+const LOGGED: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(127, 0, 1, 1), Ipv4Addr::new(127, 0, 1, 2), Ipv4Addr::new(127, 0, 1, 3)];
+
 /// Waits for the line about the end of this peer's lane, and returns it.
 fn line_about(peer: SocketAddr) -> String {
     let (log, mut found) = (log(), None);
@@ -124,7 +129,7 @@ fn what_is_no_greeting_of_this_cluster_is_turned_away_with_its_reason() {
     ];
     for (what, bytes, reason, says) in cases {
         let before = refused(&b);
-        let mut peer = Peer::dial(endpoint);
+        let mut peer = Peer::dial_from(LOGGED[0], endpoint);
         peer.raw(&bytes);
         let address = peer.address();
         assert_eq!(peer.closed(), Some(reason), "{what}");
@@ -140,7 +145,8 @@ fn what_is_no_greeting_of_this_cluster_is_turned_away_with_its_reason() {
 fn the_end_of_a_lane_is_logged_with_the_node_that_it_led_to_and_what_moved_on_it() {
     log();
     let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
-    let mut peer = Peer::hello(common::address(&b), "catga", "the-other-node");
+    let hello = greeting("catga", "the-other-node", false, &[]);
+    let mut peer = Peer::dial_from(LOGGED[1], common::address(&b)).greets(b"", hello);
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     peer.say(wire::request(1), &Give { bytes: 1 });
     assert_eq!(peer.news().unwrap().0.kind, Kind::Reply);
@@ -178,9 +184,8 @@ fn of_two_nodes_with_one_id_the_later_stays() {
 
 #[test]
 fn a_node_that_is_told_to_dial_itself_says_so_and_works() {
-    let (listener, endpoint) = listening();
-    drop(listener);
-    let port = endpoint.port();
+    let reserved = Reserved::new();
+    let (endpoint, port) = (reserved.endpoint, reserved.endpoint.port());
     let log = log();
     let list = List::of([format!("c=127.0.0.2:{port}")]).node("b", format!("0.0.0.0:{port}"));
     let b = store(list.announce(endpoint.to_string()).insecure());
@@ -205,7 +210,8 @@ fn a_node_that_is_told_to_dial_itself_says_so_and_works() {
 fn a_peer_that_never_reads_loses_its_lane_and_nobody_else_anything() {
     log();
     let (a, b) = pair();
-    let mut peer = Peer::hello(common::address(&b), "catga", "x");
+    let hello = greeting("catga", "x", false, &[]);
+    let mut peer = Peer::dial_from(LOGGED[2], common::address(&b)).greets(b"", hello);
     assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
     let ask = wire::archived(wire::request(1), &Give { bytes: 900_000 });
     eventually("it is let go", || {
@@ -234,7 +240,7 @@ fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
             assert_eq!(call(&a), Ok(()));
         }
     }
-    let connected = Instant::now();
+    let connected = Bystander::start();
     eventually("all are closed and counted", || {
         assert_eq!(call(&a), Ok(()));
         refused(&b) == count
@@ -244,10 +250,18 @@ fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
     assert_eq!(b.stats().sum(|shard| shard.lanes_open), 1);
 }
 
+/// All of it within the time of a greeting, two seconds. Where the machine needs more for that, the slow one is closed for being
+/// slow, which shows nothing: then it is looked at again.
 #[test]
 fn who_has_greeted_takes_no_room_from_those_who_greet() {
+    assert!((0..10).any(|_| others_greet_while_one_is_slow()), "never within the time of a greeting");
+}
+
+/// Says whether it was in time.
+fn others_greet_while_one_is_slow() -> bool {
     let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
     let hello = greeting("catga", "slow", false, &[]);
+    let begun = Instant::now();
     let mut slow = Peer::dial(common::address(&b));
     // More than may greet at once, but one after the other: some stay, some go again.
     let mut stay = Vec::new();
@@ -260,8 +274,13 @@ fn who_has_greeted_takes_no_room_from_those_who_greet() {
     }
     eventually("all have opened", || b.stats().sum(|shard| shard.lanes_opened) == 300);
     slow.send(Header::new(Kind::Hello), &hello);
-    assert_eq!(slow.frame().expect("it was not closed for the others").0.kind, Kind::Welcome);
+    let welcome = slow.frame();
+    if welcome.is_none() && begun.elapsed() >= Duration::from_secs(2) {
+        return false;
+    }
+    assert_eq!(welcome.expect("it was not closed for the others").0.kind, Kind::Welcome);
     assert_eq!(refused(&b), 0);
+    true
 }
 
 #[test]

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 
 use crate::cluster_desk;
 use crate::cluster_desk::load::{Plan, Tally};
-use crate::common::eventually;
+use crate::common::{Reserved, eventually};
 
 /// Set in a process that is the example: the words of its command line, with spaces between them.
 const WORDS: &str = "CATGA_TEST_PROCESS";
@@ -112,19 +112,17 @@ impl Drop for Process {
 pub(crate) struct Cluster {
     /// As a list of nodes has them: `id=address:port`.
     nodes: Vec<String>,
+    _ports: Vec<Reserved>,
     processes: BTreeMap<&'static str, Process>,
 }
 
 impl Cluster {
     /// Starts so many desks on free ports, and waits until they listen.
     pub(crate) fn of<const N: usize>(ids: [&'static str; N]) -> Self {
-        let listeners = ids.map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let name = |(id, listener): (&&str, &std::net::TcpListener)| {
-            format!("{id}={}", listener.local_addr().unwrap())
-        };
-        let nodes = ids.iter().zip(&listeners).map(name).collect();
-        drop(listeners);
-        let mut cluster = Self { nodes, processes: BTreeMap::new() };
+        let ports: Vec<_> = ids.iter().map(|_| Reserved::new()).collect();
+        let name = |(id, port): (&&str, &Reserved)| format!("{id}={}", port.endpoint);
+        let nodes = ids.iter().zip(&ports).map(name).collect();
+        let mut cluster = Self { nodes, _ports: ports, processes: BTreeMap::new() };
         ids.into_iter().for_each(|id| cluster.start(id));
         cluster
     }

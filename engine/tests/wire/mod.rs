@@ -4,7 +4,8 @@
 #![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use catga_codec::{CallId, Contract, Header, Kind, Message};
@@ -109,6 +110,16 @@ impl Peer {
         Self::on(TcpStream::connect(endpoint).unwrap())
     }
 
+    /// As [`dial`](Self::dial), from this address of the loopback, which is nobody else's: a port of 127.0.0.1 may be the
+    /// source of two connections at once, so it does not tell in a log who somebody was.
+    pub(crate) fn dial_from(own: Ipv4Addr, endpoint: SocketAddr) -> Self {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((own, 0))).unwrap();
+        connect(&socket, &endpoint).unwrap();
+        Self::on(socket.into())
+    }
+
     /// Takes the connection that an engine makes to `listener`, and the greetings with it, as node `node`.
     pub(crate) fn welcome(listener: &TcpListener, node: &str, offers: &[Contract]) -> Self {
         let (mut peer, hello) = Self::greeted(listener);
@@ -134,10 +145,14 @@ impl Peer {
 
     /// Dials, and says this greeting, which is proven by this key.
     pub(crate) fn hello_with(endpoint: SocketAddr, key: &[u8], greeting: Vec<u8>) -> Self {
-        let mut peer = Self::dial(endpoint);
-        peer.send(Header::new(Kind::Hello), &greeting);
-        peer.hello = Some((key.to_vec(), greeting));
-        peer
+        Self::dial(endpoint).greets(key, greeting)
+    }
+
+    /// Says this greeting, which is proven by this key.
+    pub(crate) fn greets(mut self, key: &[u8], greeting: Vec<u8>) -> Self {
+        self.send(Header::new(Kind::Hello), &greeting);
+        self.hello = Some((key.to_vec(), greeting));
+        self
     }
 
     /// From now on it proves nothing by itself.
@@ -168,6 +183,18 @@ impl Peer {
     /// Archives a message as the payload of a frame.
     pub(crate) fn say<M: Message>(&mut self, header: Header, message: &M) {
         self.raw(&archived(header, message));
+    }
+
+    /// Keeps its lane by signs of life, and reads nothing, until what this returns is dropped.
+    pub(crate) fn only_lives(mut self) -> mpsc::Sender<()> {
+        let (held, is_over) = mpsc::channel();
+        std::thread::spawn(move || {
+            let pause = Duration::from_millis(50);
+            while is_over.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                self.send(Header::new(Kind::Heartbeat), &[]);
+            }
+        });
+        held
     }
 
     /// The next frame, or nothing if the engine has closed the connection. A Welcome is answered with the proof.
