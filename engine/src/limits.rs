@@ -27,8 +27,9 @@ pub const REPLY_RING_BYTES: usize = 128 * 1024;
 /// The largest answer that travels in line, header included; a larger one goes by handle.
 pub const REPLY_FRAME_BYTES: usize = HEADER_BYTES + REPLY_INLINE_BYTES;
 
-/// Room for all rings into one shard; with many shards each ring gets its part of this.
-pub const RINGS_BYTES_PER_SHARD: usize = 8 * 1024 * 1024;
+/// Room for all rings into one shard; with many shards each ring gets its part of this. Rings of the full size for eight
+/// shards, and what an idle engine may hold for each of many.
+pub const RINGS_BYTES_PER_SHARD: usize = 2816 * 1024;
 
 /// The smallest ring: a few of the largest in-line frames.
 pub const RING_BYTES_MIN: usize = 16 * 1024;

@@ -436,6 +436,43 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
+/// Runs this test alone in a process of its own, so that what others hold does not count. `true`: this is that process.
+fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "CATGA_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
+#[test]
+fn an_idle_engine_holds_16_mib_and_4_for_each_shard_at_most() {
+    if !is_alone("an_idle_engine_holds_16_mib_and_4_for_each_shard_at_most") {
+        return;
+    }
+    let before = resident_kib();
+    for shards in [1, 8, 16, 32] {
+        let engine = Engine::builder()
+            .shards(shards)
+            .runtime(Runtime::Epoll)
+            .service(|_| Adder, |routes| routes.request(Adder::add))
+            .start()
+            .unwrap();
+        let sum = block_on(engine.client().send(&Add { left: 20, right: 22 })).unwrap();
+        assert_eq!(sum.value.to_native(), 42);
+        let held = resident_kib().saturating_sub(before);
+        println!("{shards} shards hold {held} KiB");
+        assert!(held < (16 + 4 * shards as u64) * 1024, "{shards} shards hold {held} KiB");
+    }
+}
+
 fn use_some_engines() {
     let start = |runtime| {
         Engine::builder()
@@ -461,17 +498,7 @@ fn use_some_engines() {
 /// In a process of its own, so that what other tests hold does not count.
 #[test]
 fn a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory() {
-    const ALONE: &str = "CATGA_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory"])
-            .arg("--nocapture")
-            .env(ALONE, "1")
-            .output()
-            .unwrap();
-        let text =
-            [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-        assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+    if !is_alone("a_hundred_starts_and_stops_leave_no_thread_no_descriptor_and_no_memory") {
         return;
     }
     for _ in 0..10 {

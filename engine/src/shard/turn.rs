@@ -151,7 +151,9 @@ impl Shard {
         }
         self.core.counters.inbox_calls_max.raise(waiting);
         let mut taken = 0;
+        // Behind a handler that takes long the rest waits for the next turn, which knows how late it is, and whether to stop.
         while taken < QUEUE_BATCH
+            && !(taken > 0 && self.core.pulse.is_long())
             && let Some(inbound) = self.inbox().pop()
         {
             taken += 1;
