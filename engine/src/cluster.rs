@@ -136,12 +136,14 @@ impl List {
         // All that is written is looked at before anything is opened.
         self.place(contracts, shards, self.own_endpoint()?)?;
         let endpoint = self.own_endpoint()?;
-        if let Some(address) = endpoint.address()
-            && !(endpoint.is_loopback() || self.is_keyed() || self.insecure)
-        {
-            return Err(StartError::OffLoopback { endpoint: address });
+        // What is announced elsewhere is reached from there, by whatever forwards it.
+        for open in [&endpoint, &self.reached_at(endpoint.clone())?] {
+            if let Some(address) = open.address()
+                && !(open.is_loopback() || self.is_keyed() || self.insecure)
+            {
+                return Err(StartError::OffLoopback { endpoint: address });
+            }
         }
-        self.reached_at(endpoint.clone())?;
         let listener = listen(&endpoint).map_err(StartError::Listen)?;
         let bound = local_endpoint(&listener).map_err(StartError::Listen)?;
         tracing::info!(node = self.id, endpoint = %bound, "listening");
@@ -382,6 +384,8 @@ mod tests {
         let everywhere = List::of(Vec::<String>::new()).node("a", "0.0.0.0:0");
         let off = everywhere.clone().announce("127.0.0.1:0").open(&[], 1);
         assert!(matches!(off, Err(StartError::OffLoopback { .. })));
+        let forwarded = List::of(Vec::<String>::new()).node("a", "127.0.0.1:0").announce("10.0.0.1:5001");
+        assert!(matches!(forwarded.open(&[], 1), Err(StartError::OffLoopback { .. })));
         let (listener, place) = everywhere.insecure().announce("10.0.0.1:0").open(&[], 1).unwrap();
         let port = local_endpoint(&listener).unwrap().address().unwrap().port();
         assert_eq!(place.own.endpoint.to_string(), format!("10.0.0.1:{port}"));
