@@ -10,6 +10,7 @@ use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 use crate::call::table::{Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::pool;
+use crate::ring::handover::guarded;
 use crate::shard::mesh::{Arrived, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::WindowId;
@@ -72,7 +73,7 @@ impl Core {
     pub(crate) fn wake(&self, wake: Wake<ReplyTo>) {
         match wake {
             Wake::Nobody => {}
-            Wake::Task(waker) => waker.wake(),
+            Wake::Task(waker) => guarded(|| waker.wake()),
             Wake::Forward(to, ending, frame) => self.pass_on(to, ending, frame),
         }
     }

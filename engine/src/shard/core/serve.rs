@@ -19,6 +19,7 @@ use crate::instance::Instance;
 use crate::lane::events::{Publication, Told};
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
+use crate::ring::handover::guarded;
 use crate::route::Recipients;
 use crate::service::{Incoming, NotHeard, Serve};
 use crate::shard::mesh::peer;
@@ -322,7 +323,7 @@ impl Core {
             let Some((at, due)) = self.timers.pop(now) else { return done };
             match due {
                 Due::Begin => self.begin(ctx),
-                Due::Wake(waker) => waker.wake(),
+                Due::Wake(waker) => guarded(|| waker.wake()),
                 Due::Tick { instance, which } => {
                     ctx.set_deadline(now + self.deadline);
                     let period = self.instances().get(instance).and_then(|found| found.tick(which, ctx));
