@@ -358,10 +358,9 @@ impl Core {
     fn give_up(&self, slot: Option<CallId>, reason: NotSent) -> Attempt {
         let mut ending = Ending::NotSent(reason);
         if let Some(call) = slot {
-            let mut calls = self.calls.borrow_mut();
             // What the attempts before came to is not hidden by one that got nowhere.
-            ending = calls.journey(call).map_or(ending, |journey| journey.conclude(ending));
-            calls.abandon(call);
+            ending = self.calls.borrow().journey(call).map_or(ending, |journey| journey.conclude(ending));
+            self.abandon(call);
         }
         self.count_ending(ending);
         Attempt::Ended(ending, None)
