@@ -210,7 +210,7 @@ impl Drop for Shard {
         drop(self.inbox().close());
         // By a panic it may end before it was quiet: nobody waits for it then, and nobody is to send it anything.
         if !self.stopped {
-            self.core.routes.stuck.set(self.core.shard.0, true);
+            self.core.routes.stuck.dies(self.core.shard.0);
         }
         if !self.quiet {
             self.control.set_quiet(true);
