@@ -68,6 +68,19 @@ impl<F> CallTable<F> {
         }
     }
 
+    /// Takes out all wakers, also those of calls that no batch has made.
+    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
+        let of_calls = self.slots.iter_mut().filter_map(|slot| match &slot.waiter {
+            Waiter::Task(_) => match std::mem::replace(&mut slot.waiter, Waiter::Nobody) {
+                Waiter::Task(waker) => Some(waker),
+                _ => None,
+            },
+            _ => None,
+        });
+        let of_batches = self.batches.iter_mut().filter_map(|queue| queue.waker.take());
+        of_calls.chain(of_batches).collect()
+    }
+
     /// Closes a batch; its calls that are still open are given up. Says where they went, and gives the waker that is not
     /// needed any more.
     #[must_use = "it is dropped when the table is not borrowed"]
