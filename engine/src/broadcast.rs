@@ -237,7 +237,8 @@ impl<E: Event> Future for Broadcast<'_, E> {
         };
         let mut calls = core.calls.borrow_mut();
         let Some((ending, frame)) = calls.take(call) else {
-            calls.register(call, cx.waker());
+            drop(calls);
+            core.register(call, cx.waker());
             return Poll::Pending;
         };
         drop(calls);
@@ -258,7 +259,7 @@ impl<E: Event> Drop for Broadcast<'_, E> {
     fn drop(&mut self) {
         if let Stage::InFlight { call, fanout } = self.stage {
             let core = self.ctx.core();
-            core.calls.borrow_mut().abandon(call);
+            core.abandon(call);
             core.give_up_broadcast(fanout);
         }
     }

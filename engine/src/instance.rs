@@ -347,7 +347,8 @@ impl<S> Instance for State<S> {
     }
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> &str {
+/// What a panic said, if it said something.
+pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a panic without text)")
 }
@@ -362,7 +363,7 @@ pub(crate) fn drop_guarded<T>(last: T) {
 }
 
 /// Drops what was panicked with; its own `Drop` may panic too, and then it is left alone.
-fn discard(panic: Box<dyn Any + Send>) {
+pub(crate) fn discard(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(again);
     }

@@ -96,22 +96,39 @@ pub(crate) struct RouteTable {
 /// The shards that are out of use, because one message has kept them busy for too long or because their thread has died.
 /// Hardly ever written, by the watchdog or a dying shard, so that looking costs a read of a line that every core has.
 #[derive(Debug, Default)]
-pub(crate) struct Stuck([AtomicU64; SHARDS_MAX / 64]);
+pub(crate) struct Stuck {
+    out_of_use: Bits,
+    /// Of those, the ones that will not come back.
+    dead: Bits,
+}
+
+type Bits = [AtomicU64; SHARDS_MAX / 64];
 
 impl Stuck {
     #[inline]
     pub(crate) fn contains(&self, shard: u16) -> bool {
         // Relaxed: nothing hangs on when it is seen.
-        self.0[usize::from(shard / 64)].load(Ordering::Relaxed) >> (shard % 64) & 1 != 0
+        self.out_of_use[usize::from(shard / 64)].load(Ordering::Relaxed) >> (shard % 64) & 1 != 0
     }
 
+    /// The watchdog has found it stuck, or going on. One that has died stays out of use.
     pub(crate) fn set(&self, shard: u16, stuck: bool) {
-        let (word, bit) = (&self.0[usize::from(shard / 64)], 1 << (shard % 64));
-        if stuck {
-            word.fetch_or(bit, Ordering::Relaxed)
-        } else {
-            word.fetch_and(!bit, Ordering::Relaxed)
-        }; // as above
+        let (word, bit) = (usize::from(shard / 64), 1 << (shard % 64));
+        if !stuck {
+            // AcqRel: pairs with the one in `dies`. Either that comes after this and sets the bit again, or its death is seen
+            // below.
+            self.out_of_use[word].fetch_and(!bit, Ordering::AcqRel);
+        }
+        if stuck || self.dead[word].load(Ordering::Relaxed) & bit != 0 {
+            self.out_of_use[word].fetch_or(bit, Ordering::Relaxed); // as in `contains`
+        }
+    }
+
+    /// Its thread ends, and not because the engine stops: it stays out of use.
+    pub(crate) fn dies(&self, shard: u16) {
+        let (word, bit) = (usize::from(shard / 64), 1 << (shard % 64));
+        self.dead[word].fetch_or(bit, Ordering::Relaxed); // published by the next one
+        self.out_of_use[word].fetch_or(bit, Ordering::AcqRel); // pairs with the one in `set`
     }
 
     /// Round robin over the shards that are not stuck.
@@ -242,5 +259,25 @@ impl RouteTable {
     /// What this engine handles, for the handshake.
     pub(crate) fn contracts(&self) -> &[Contract] {
         &self.contracts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_has_died_stays_out_of_use_whatever_the_watchdog_says() {
+        for shard in [0, 63, 64, SHARDS_MAX as u16 - 1] {
+            let stuck = Stuck::default();
+            stuck.set(shard, true);
+            stuck.set(shard, false);
+            assert!(!stuck.contains(shard), "its turn was over");
+            stuck.set(shard, true);
+            stuck.dies(shard);
+            stuck.set(shard, false);
+            assert!(stuck.contains(shard));
+            assert!((0..SHARDS_MAX as u16).all(|other| other == shard || !stuck.contains(other)));
+        }
     }
 }

@@ -128,6 +128,13 @@ impl Timers {
         true
     }
 
+    /// Takes all of them out.
+    pub(crate) fn take_all(&self) -> Vec<Due> {
+        self.next.set(Time::NEVER);
+        let order = self.heap.take().order;
+        order.into_iter().map(|entry| entry.due).collect()
+    }
+
     /// Takes out the next timer that has come by `now`, with when it was due.
     pub(crate) fn pop(&self, now: Time) -> Option<(Time, Due)> {
         let mut heap = self.heap.borrow_mut();

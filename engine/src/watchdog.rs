@@ -127,7 +127,7 @@ impl Watched {
     fn look(&mut self, now: Time, seen: Duration, shard: u16, pulse: &Pulse, shared: &ClientShared) {
         let began = pulse.began.load(Ordering::Relaxed);
         if let Some(stalled) = self.stalled.take_if(|stalled| stalled.began != began) {
-            tracing::warn!(shard, handling = stalled.message, "the shard goes on");
+            tracing::warn!(shard, handling = stalled.message, "the shard goes on, or has died");
             if stalled.stuck {
                 shared.routes.stuck.set(shard, false);
             }

@@ -171,7 +171,7 @@ where
     fn harvest(&mut self, batch: BatchId, cx: &TaskContext<'_>) {
         let core = self.ctx.core();
         let mut done = std::mem::take(&mut self.done);
-        core.calls.borrow_mut().batch_done(batch, &mut done, cx.waker());
+        core.batch_done(batch, &mut done, cx.waker());
         for &index in &done {
             // The slot's frame is taken out while `settle` runs, because that may make calls of its own.
             let taken = core.calls.borrow_mut().batch_take(index);
@@ -306,7 +306,8 @@ impl<R: Request, I: Iterator<Item: Borrow<R>>, Settle> Drop for Run<'_, R, I, Se
         let Some(batch) = self.batch else { return };
         let core = self.ctx.core();
         let mut given_up: Vec<(CallId, Target)> = Vec::new();
-        core.calls.borrow_mut().batch_close(batch, |call, target| given_up.push((call, target)));
+        let waker = core.calls.borrow_mut().batch_close(batch, |call, target| given_up.push((call, target)));
+        drop(waker); // outside of the borrow: see `CallTable`
         for (call, target) in given_up {
             core.cancel(call, target);
         }

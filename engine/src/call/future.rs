@@ -102,7 +102,7 @@ impl<'a, R: Request> Call<'a, R> {
             }
             Attempt::Waiting(call) => {
                 self.stage = Stage::Waiting(call);
-                core.calls.borrow_mut().register(call, cx.waker());
+                core.register(call, cx.waker());
                 Poll::Pending
             }
         }
@@ -136,7 +136,10 @@ impl<R: Request> Future for Call<'_, R> {
             drop(calls);
             return this.again(call, cx);
         }
-        calls.register(call, cx.waker());
+        if !calls.wakes(call, cx.waker()) {
+            drop(calls);
+            this.ctx.core().register(call, cx.waker());
+        }
         Poll::Pending
     }
 }
@@ -154,7 +157,7 @@ impl<R: Request> Call<'_, R> {
     #[cold]
     fn give_up(&self, call: CallId) {
         let core = self.ctx.core();
-        let target = core.calls.borrow_mut().abandon(call);
+        let target = core.abandon(call);
         if let Some(target) = target {
             core.cancel(call, target);
         }

@@ -375,7 +375,9 @@ impl Both {
 
     fn harvest(&mut self) {
         let mut done = Vec::new();
-        self.table.batch_done(self.batch, &mut done, &self.waker);
+        if !self.table.batch_done(self.batch, &mut done, &self.waker) {
+            assert!(self.table.batch_wakes(self.batch, self.waker.clone()).is_none());
+        }
         let ended = |call: &&Call| call.live && call.told == Told::Batch && call.ending.is_some();
         assert_eq!(
             done.len(),
@@ -396,7 +398,7 @@ impl Both {
 
     fn close_batch(&mut self) {
         let mut given_up = Vec::new();
-        self.table.batch_close(self.batch, |id, target| given_up.push((id, target)));
+        let _ = self.table.batch_close(self.batch, |id, target| given_up.push((id, target)));
         for call in self.calls.iter_mut().filter(|call| call.live && call.told == Told::Batch) {
             if let (Some(target), None) = (call.sent, call.ending) {
                 let place = given_up.iter().position(|&given| given == (call.id, target));
@@ -453,7 +455,9 @@ impl Both {
                 let Some(place) = self.chosen(call) else { return };
                 let call = &mut self.calls[place];
                 if matches!(call.told, Told::Nobody | Told::Task) {
-                    self.table.register(call.id, &self.waker);
+                    if !self.table.wakes(call.id, &self.waker) {
+                        let _ = self.table.register(call.id, Some(self.waker.clone()));
+                    }
                     call.told = Told::Task;
                 }
             }

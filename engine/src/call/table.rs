@@ -5,7 +5,8 @@
 //! Generation 0 is never used: a call id of all zeros names nothing.
 //!
 //! The table decides *what* an ending is: a call that still waits for room ends as [`NotSent`], one that left as
-//! [`Unknown`]. Who is told, and how, is the caller's business: endings return the [`Waiter`] to wake.
+//! [`Unknown`]. Who is told, and how, is the caller's business: endings return the [`Waiter`] to wake. A waker that is not
+//! needed any more is handed out as well: the last one of a task drops its future, which may hold calls of this table.
 
 mod again;
 mod batches;
@@ -385,14 +386,23 @@ impl<F> CallTable<F> {
         (slot.phase == Phase::Waiting).then_some(slot.deadline)
     }
 
-    /// Notes whom to wake. Keeps the waker that is there if it wakes the same task.
+    /// Whether a future's call has a waker that wakes the same task as this one.
     #[inline]
-    pub(crate) fn register(&mut self, id: CallId, waker: &Waker) {
-        if let Some(slot) = self.find(id) {
-            match &slot.waiter {
-                Waiter::Task(known) if known.will_wake(waker) => {}
-                _ => slot.waiter = Waiter::Task(waker.clone()),
-            }
+    pub(crate) fn wakes(&mut self, id: CallId, waker: &Waker) -> bool {
+        let slot = self.find(id);
+        slot.is_some_and(|slot| matches!(&slot.waiter, Waiter::Task(known) if known.will_wake(waker)))
+    }
+
+    /// Notes whom to wake when a future's call ends; nobody, without a waker. Gives the waker that is not needed any more.
+    #[must_use = "it is dropped when the table is not borrowed"]
+    pub(crate) fn register(&mut self, id: CallId, waker: Option<Waker>) -> Option<Waker> {
+        let Some(slot) = self.find(id) else { return waker };
+        if !matches!(slot.waiter, Waiter::Nobody | Waiter::Task(_)) {
+            return waker;
+        }
+        match std::mem::replace(&mut slot.waiter, waker.map_or(Waiter::Nobody, Waiter::Task)) {
+            Waiter::Task(before) => Some(before),
+            _ => None,
         }
     }
 
@@ -470,7 +480,8 @@ impl<F> CallTable<F> {
         Some((ending, answer))
     }
 
-    /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
+    /// The caller does not want the answer any more. Says where the request went, if it left and no answer came. A future's
+    /// waker is taken out before, with [`register`](Self::register).
     pub(crate) fn abandon(&mut self, id: CallId) -> Option<Target> {
         let target = self.find(id)?.to_cancel();
         self.release(id.slot());

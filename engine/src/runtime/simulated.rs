@@ -39,7 +39,6 @@ use self::world::{Shared, SimulatedWorld};
 use crate::agent::Agent;
 use crate::client::Client;
 use crate::cluster::List;
-use crate::context::Context;
 use crate::placement::{Machine, Placement, Wish};
 use crate::shard::core::Core;
 use crate::shard::{Control, Shard, Turn};
@@ -237,11 +236,7 @@ impl Simulation {
     fn end(&mut self, node: usize) {
         let Some(running) = self.nodes[node].running.take() else { return };
         self.network.borrow().unlisten(&self.nodes[node].description.endpoint);
-        for SimulatedShard { shard, core, .. } in running.shards {
-            drop(shard);
-            // What the process's end would do: running handlers hold the core, which holds them.
-            core.end_tasks(&Context::new(core.clone(), Time::NEVER), |_, _| true);
-        }
+        drop(running.shards);
         running.client.calls().abandon();
     }
 

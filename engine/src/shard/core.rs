@@ -3,16 +3,17 @@
 //! All of it belongs to one thread, so it is cells and plain borrows; no borrow is held while a handler runs or a waker
 //! is woken. A request finds its way here: [`Core::attempt`] resolves the handler and runs it, or puts the request into a
 //! ring or a lane. Where it goes is in [`destination`], what is sent for others in [`passing`], how it is handled in
-//! [`serve`], how it ends in [`answer`], and whether it then goes on in [`failover`].
+//! [`serve`], how it ends in [`answer`], and whether it then goes on in [`failover`]. All ends with [`close`].
 
 pub(crate) mod answer;
+mod close;
 mod destination;
 mod failover;
 pub(crate) mod fanout;
 mod passing;
 mod serve;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ impl Handlers {
     }
 
     #[inline]
-    fn request(&self, index: u32) -> Option<&dyn Serve> {
+    fn request(&self, index: u32) -> Option<&(dyn Serve + 'static)> {
         self.requests.get(index as usize)?.as_deref()
     }
 }
@@ -148,7 +149,8 @@ pub(crate) struct Core {
     budget: Budget,
     pub(crate) deadline: Duration,
     pub(crate) timers: Timers,
-    handlers: OnceCell<Handlers>,
+    /// Borrowed while one of them runs.
+    handlers: RefCell<Handlers>,
     now: Cell<Time>,
     /// Where requests to handlers of this shard are archived for the time that the handler runs.
     scratch: RefCell<OwnedFrame>,
@@ -183,7 +185,7 @@ impl Core {
             lanes: RefCell::new(lanes),
             deadline: seed.deadline,
             timers: Timers::default(),
-            handlers: OnceCell::new(),
+            handlers: RefCell::default(),
             now: Cell::new(Time::ZERO),
             scratch: RefCell::new(pool::take()),
             callers: Callers::new(),
@@ -201,13 +203,8 @@ impl Core {
 
     /// Binds the handlers, once, before the first turn.
     pub(crate) fn install(&self, handlers: Handlers) {
-        let fresh = self.handlers.set(handlers).is_ok();
-        debug_assert!(fresh, "handlers are installed once");
+        self.handlers.replace(handlers);
         self.timers.set(Time::ZERO, Due::Begin);
-    }
-
-    pub(crate) fn handlers(&self) -> Option<&Handlers> {
-        self.handlers.get()
     }
 
     #[inline]
@@ -249,9 +246,10 @@ impl Core {
         self.leaves_at.get()
     }
 
+    /// The handler of requests with this type index. It cannot go while it is held.
     #[inline]
-    fn handler(&self, index: u32) -> Option<&dyn Serve> {
-        self.handlers.get()?.request(index)
+    pub(crate) fn handler(&self, index: u32) -> Option<Ref<'_, dyn Serve + 'static>> {
+        Ref::filter_map(self.handlers.borrow(), |handlers| handlers.request(index)).ok()
     }
 
     /// A ticket for round robin.
@@ -294,7 +292,7 @@ impl Core {
             && slot.is_none()
             && self.here.borrow().is_empty()
             && let Some(handler) = self.handler(index)
-            && let Some(ended) = self.run_inline(handler, request, deadline)
+            && let Some(ended) = self.run_inline(&*handler, request, deadline)
         {
             return ended;
         }
@@ -367,10 +365,9 @@ impl Core {
     fn give_up(&self, slot: Option<CallId>, reason: NotSent) -> Attempt {
         let mut ending = Ending::NotSent(reason);
         if let Some(call) = slot {
-            let mut calls = self.calls.borrow_mut();
             // What the attempts before came to is not hidden by one that got nowhere.
-            ending = calls.journey(call).map_or(ending, |journey| journey.conclude(ending));
-            calls.abandon(call);
+            ending = self.calls.borrow().journey(call).map_or(ending, |journey| journey.conclude(ending));
+            self.abandon(call);
         }
         self.count_ending(ending);
         Attempt::Ended(ending, None)

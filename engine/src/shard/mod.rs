@@ -15,6 +15,7 @@ pub(crate) mod window;
 
 pub(crate) use turn::Turn;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::agent::Membership;
 use crate::call::table::LaneKey;
 use crate::client::inbox::Inbox;
 use crate::context::{Context, ShardId};
+use crate::instance::{discard, text_of};
 use crate::lane::lanes::{Ended, LaneSetup, Lanes};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
@@ -198,6 +200,24 @@ impl Shard {
         self.stopped
     }
 
+    /// It ends in the middle of something: all that it has taken on ends, and whoever waits for that is told at once. The
+    /// panic that ended it may not be the last: what has ended by then has ended.
+    #[cold]
+    fn die(&mut self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            self.core.set_stopping(Time::ZERO);
+            self.give_up_rest(true);
+        }));
+        if let Err(panic) = ended {
+            tracing::error!(
+                shard = %self.core.shard,
+                panic = text_of(&*panic),
+                "a shard that died could not tell all who wait for it"
+            );
+            discard(panic);
+        }
+    }
+
     fn inbox(&self) -> &Inbox {
         &self.inboxes[usize::from(self.core.shard.0)]
     }
@@ -206,12 +226,16 @@ impl Shard {
 impl Drop for Shard {
     fn drop(&mut self) {
         self.core.pulse.rest();
-        // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
-        drop(self.inbox().close());
         // By a panic it may end before it was quiet: nobody waits for it then, and nobody is to send it anything.
         if !self.stopped {
-            self.core.routes.stuck.set(self.core.shard.0, true);
+            self.core.routes.stuck.dies(self.core.shard.0);
         }
+        // Whoever waits for this shard is told: foreign callers by their promises, the rest by their tables.
+        drop(self.inbox().close());
+        if !self.stopped {
+            self.die();
+        }
+        self.core.close();
         if !self.quiet {
             self.control.set_quiet(true);
         }

@@ -183,9 +183,7 @@ impl Shard {
         }
         for polled in 0..TASK_BATCH {
             let Some(task) = self.ready.pop() else { return polled };
-            let handler =
-                self.core.handlers().and_then(|all| all.requests.get(task.route as usize)?.as_deref());
-            if let Some(handler) = handler {
+            if let Some(handler) = self.core.handler(task.route) {
                 self.core.pulse.at(task.route);
                 handler.poll_task(task.slot, &self.ctx);
                 self.core.after_handler();
@@ -304,7 +302,7 @@ impl Shard {
     }
 
     /// What has not ended when draining is over ends now.
-    fn give_up_rest(&mut self, drained: bool) {
+    pub(super) fn give_up_rest(&mut self, drained: bool) {
         let counters = self.core.counters.clone();
         counters.drains_cut.add(u64::from(!drained));
         counters.tasks_stopped.add(self.core.tasks_running() as u64);

@@ -23,13 +23,18 @@ impl<F> CallTable<F> {
         BatchId(index as u32)
     }
 
-    /// Exchanges the batch's list of done slots for the given empty one, and notes whom to wake next.
-    pub(crate) fn batch_done(&mut self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) {
+    /// Exchanges the batch's list of done slots for the given empty one. Says whether the batch has a waker that wakes the
+    /// same task as this one.
+    pub(crate) fn batch_done(&mut self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) -> bool {
         let queue = &mut self.batches[batch.0 as usize];
         std::mem::swap(&mut queue.done, done);
-        if !queue.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            queue.waker = Some(waker.clone());
-        }
+        queue.waker.as_ref().is_some_and(|known| known.will_wake(waker))
+    }
+
+    /// Notes whom to wake when the next call of the batch ends. Gives the waker that is not needed any more.
+    #[must_use = "it is dropped when the table is not borrowed"]
+    pub(crate) fn batch_wakes(&mut self, batch: BatchId, waker: Waker) -> Option<Waker> {
+        self.batches[batch.0 as usize].waker.replace(waker)
     }
 
     /// Takes a call of the batch that shall be sent again.
@@ -63,13 +68,32 @@ impl<F> CallTable<F> {
         }
     }
 
-    /// Closes a batch; its calls that are still open are given up. Says where they went.
-    pub(crate) fn batch_close(&mut self, batch: BatchId, given_up: impl FnMut(CallId, Target)) {
+    /// Takes out all wakers, also those of calls that no batch has made.
+    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
+        let of_calls = self.slots.iter_mut().filter_map(|slot| match &slot.waiter {
+            Waiter::Task(_) => match std::mem::replace(&mut slot.waiter, Waiter::Nobody) {
+                Waiter::Task(waker) => Some(waker),
+                _ => None,
+            },
+            _ => None,
+        });
+        let of_batches = self.batches.iter_mut().filter_map(|queue| queue.waker.take());
+        of_calls.chain(of_batches).collect()
+    }
+
+    /// Closes a batch; its calls that are still open are given up. Says where they went, and gives the waker that is not
+    /// needed any more.
+    #[must_use = "it is dropped when the table is not borrowed"]
+    pub(crate) fn batch_close(
+        &mut self,
+        batch: BatchId,
+        given_up: impl FnMut(CallId, Target),
+    ) -> Option<Waker> {
         self.abandon_where(|waiter| matches!(waiter, Waiter::Batch(of) if *of == batch), given_up);
         let queue = &mut self.batches[batch.0 as usize];
         queue.open = false;
-        queue.waker = None;
         queue.done.clear();
+        queue.waker.take()
     }
 }
 

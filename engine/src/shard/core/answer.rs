@@ -5,11 +5,14 @@
 
 use super::Core;
 
+use std::task::Waker;
+
 use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 
-use crate::call::table::{Ending, LaneKey, Target, Wake};
+use crate::call::table::{BatchId, Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
 use crate::pool;
+use crate::ring::handover::guarded;
 use crate::shard::mesh::{Arrived, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::WindowId;
@@ -72,8 +75,35 @@ impl Core {
     pub(crate) fn wake(&self, wake: Wake<ReplyTo>) {
         match wake {
             Wake::Nobody => {}
-            Wake::Task(waker) => waker.wake(),
+            Wake::Task(waker) => guarded(|| waker.wake()),
             Wake::Forward(to, ending, frame) => self.pass_on(to, ending, frame),
+        }
+    }
+
+    /// Notes whom to wake when a future's call ends.
+    pub(crate) fn register(&self, call: CallId, waker: &Waker) {
+        let known = self.calls.borrow_mut().wakes(call, waker);
+        if !known {
+            let waker = waker.clone();
+            let unused = self.calls.borrow_mut().register(call, Some(waker));
+            drop(unused); // outside of the borrow: it may take calls with it
+        }
+    }
+
+    /// The caller does not want the answer any more. Says where the request went, if it left and no answer came.
+    pub(crate) fn abandon(&self, call: CallId) -> Option<Target> {
+        let unused = self.calls.borrow_mut().register(call, None);
+        drop(unused); // as in `register`
+        self.calls.borrow_mut().abandon(call)
+    }
+
+    /// Exchanges a batch's list of done slots for the given empty one, and notes whom to wake next.
+    pub(crate) fn batch_done(&self, batch: BatchId, done: &mut Vec<u32>, waker: &Waker) {
+        let known = self.calls.borrow_mut().batch_done(batch, done, waker);
+        if !known {
+            let waker = waker.clone();
+            let unused = self.calls.borrow_mut().batch_wakes(batch, waker);
+            drop(unused); // as in `register`
         }
     }
 

@@ -11,6 +11,7 @@ use crate::choice::Choice;
 use crate::client::not_encoded;
 use crate::error::NotSent;
 use crate::pool;
+use crate::ring::handover::guarded;
 use crate::shard::mesh::{NoRoom, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::time::Time;
@@ -31,7 +32,7 @@ impl Core {
         let Some(frame) = frame else {
             let waker = self.calls.borrow_mut().room_for(call);
             if let Some(waker) = waker {
-                waker.wake();
+                guarded(|| waker.wake());
             }
             return;
         };

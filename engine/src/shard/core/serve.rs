@@ -5,6 +5,7 @@
 
 use super::{Core, Here, Try};
 
+use std::cell::Ref;
 use std::rc::Rc;
 
 use catga_codec::{CallId, Contract, Event, Flags, ForeignFrame, Header, Kind, LocalFrame, OwnedFrame};
@@ -19,6 +20,7 @@ use crate::instance::Instance;
 use crate::lane::events::{Publication, Told};
 use crate::limits::{LOCAL_QUEUE_MESSAGES, OUTBOX_EVENTS};
 use crate::pool;
+use crate::ring::handover::guarded;
 use crate::route::Recipients;
 use crate::service::{Incoming, NotHeard, Serve};
 use crate::shard::mesh::peer;
@@ -103,7 +105,7 @@ impl Core {
         }
         match choice.of(header.flags.contains(Flags::KEYED)) {
             Choice::Local => true,
-            Choice::LocalFirst => handler().is_some_and(Serve::takes_more),
+            Choice::LocalFirst => handler().is_some_and(|handler| handler.takes_more()),
             _ => false,
         }
     }
@@ -182,9 +184,8 @@ impl Core {
             return self.refuse(to, Refusal::Expired);
         }
         let index = self.index_of(&incoming.header(), &incoming).unwrap_or(0);
-        let handlers = self.handlers.get();
-        let listeners =
-            handlers.and_then(|handlers| handlers.events.get(index as usize)).map_or(&[][..], Vec::as_slice);
+        let handlers = self.handlers.borrow();
+        let listeners = handlers.events.get(index as usize).map_or(&[][..], Vec::as_slice);
         self.pulse.at(index);
         ctx.set_deadline(if deadline == Time::NEVER { self.now() + self.deadline } else { deadline });
         let mut failure = None;
@@ -322,7 +323,7 @@ impl Core {
             let Some((at, due)) = self.timers.pop(now) else { return done };
             match due {
                 Due::Begin => self.begin(ctx),
-                Due::Wake(waker) => waker.wake(),
+                Due::Wake(waker) => guarded(|| waker.wake()),
                 Due::Tick { instance, which } => {
                     ctx.set_deadline(now + self.deadline);
                     let period = self.instances().get(instance).and_then(|found| found.tick(which, ctx));
@@ -353,21 +354,21 @@ impl Core {
     pub(crate) fn lose_keys(&self, ctx: &mut Context) {
         ctx.set_deadline(self.now() + self.deadline);
         self.pulse.at(0);
-        for found in self.instances() {
+        for found in self.instances().iter() {
             found.lost(ctx);
             self.after_handler();
         }
     }
 
-    fn instances(&self) -> &[Rc<dyn Instance>] {
-        self.handlers.get().map_or(&[], |handlers| &handlers.instances)
+    fn instances(&self) -> Ref<'_, [Rc<dyn Instance>]> {
+        Ref::map(self.handlers.borrow(), |handlers| &handlers.instances[..])
     }
 
     // ---- tasks ------------------------------------------------------------------------------------------------
 
     /// Ends the running tasks that `gone` picks out by whom they answer and by when.
     pub(crate) fn end_tasks(&self, ctx: &Context, mut gone: impl FnMut(&ReplyTo, Time) -> bool) {
-        for handler in self.handlers.get().map_or(&[][..], |handlers| &handlers.requests).iter().flatten() {
+        for handler in self.handlers.borrow().requests.iter().flatten() {
             handler.end_tasks(ctx, &mut gone);
         }
     }
@@ -396,7 +397,7 @@ impl Core {
     pub(crate) fn tasks_running(&self) -> usize {
         let running =
             |handler: &Option<Box<dyn Serve>>| handler.as_ref().map_or(0, |handler| handler.running());
-        self.handlers.get().map_or(0, |handlers| handlers.requests.iter().map(running).sum())
+        self.handlers.borrow().requests.iter().map(running).sum()
     }
 
     /// Ends what was taken on for foreign calls that nobody waits for any more.
