@@ -77,6 +77,7 @@ pub const LANES_MAX: usize = 1024;
 pub const GREETINGS_MAX: usize = 256;
 
 /// Lanes from one shard to one other node. A request for another shard of that node takes one of them, and one more ring hop.
+/// Only an idempotent call that is sent again to the shard that has it brings back the lane that it had, whatever its number.
 pub const LANES_PER_PEER: u16 = 8;
 
 /// Lanes between the same two shards of two nodes: one for each side that dialled, and room for some that are ending. One more

@@ -309,6 +309,24 @@ impl Lanes {
         match lane {
             Some(lane) => Way::Lane(lane),
             None if self.peers.want(peer, door, now) => Way::Opening,
+            None => self.way_round(peer),
+        }
+    }
+
+    /// How to get to a peer whose door cannot be had just now: by any lane there is, and one more ring hop. What has a key may
+    /// overtake, or be overtaken by, what goes through the door when that opens, or has gone through it before.
+    #[cold]
+    fn way_round(&self, peer: u32) -> Way {
+        self.peers.get(peer).and_then(|peer| peer.usual_lane(self.shard)).map_or(Way::Away, Way::Lane)
+    }
+
+    /// How to get back to a shard of a peer that may be at work on a call: to that one, however many there are, since no other
+    /// knows of it.
+    #[cold]
+    pub(crate) fn way_back(&mut self, peer: u32, shard: u16, now: Time) -> Way {
+        match self.peers.get(peer).and_then(|peer| peer.lane_to(shard)) {
+            Some(lane) => Way::Lane(lane),
+            None if self.peers.want(peer, shard, now) => Way::Opening,
             None => Way::Away,
         }
     }
