@@ -70,7 +70,10 @@ pub(crate) struct Lanes {
     watched: Vec<LaneKey>,
     unsent: Vec<LaneKey>,
     waited: Vec<LaneKey>,
-    closing: Vec<LaneKey>,
+    /// The oldest first.
+    closing: VecDeque<LaneKey>,
+    /// Of these, those that had to go early.
+    cut: u64,
     /// Connections made to this shard, the oldest first: all that have not proven anything yet, and some that have since.
     greeting: VecDeque<LaneKey>,
     /// A lane has ended and nobody has taken note.
@@ -102,6 +105,8 @@ pub(crate) struct Ended {
     pub(crate) key: LaneKey,
     pub(crate) closed: Closed,
     pub(crate) traffic: Traffic,
+    /// Whether anything can have hung on it.
+    pub(crate) was_open: bool,
 }
 
 /// What is done with a lane that has just opened.
@@ -131,7 +136,8 @@ impl Lanes {
             watched: Vec::new(),
             unsent: Vec::new(),
             waited: Vec::new(),
-            closing: Vec::new(),
+            closing: VecDeque::new(),
+            cut: 0,
             greeting: VecDeque::new(),
             news: false,
             tick_at: Time::NEVER,
@@ -346,20 +352,20 @@ impl Lanes {
                 closed.map(|closed| (closed, lane.machine.traffic()))
             });
             if let Some(Some((closed, traffic))) = closed {
-                self.settle(key, closed, now);
-                ended.push(Ended { key, closed, traffic });
+                let was_open = self.settle(key, closed, now);
+                ended.push(Ended { key, closed, traffic, was_open });
             }
         }
         self.tick_at = next.max(now + TICK_INTERVAL);
     }
 
-    /// A lane has ended: nothing leads over it any more.
-    fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) {
-        self.closing.push(key);
-        let Some(lane) = self.get(key) else { return };
+    /// A lane has ended: nothing leads over it any more. Says whether it was open.
+    fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) -> bool {
+        self.closing.push_back(key);
+        let Some(lane) = self.get(key) else { return false };
         let (was_open, dial) = (lane.is_open, lane.dial);
         let peer = lane.node.as_ref().and_then(|node| self.peers.find(&node.id));
-        let _ = self.with(key, |lane| lane.is_open = false);
+        let _ = self.with(key, |lane| (lane.is_open, lane.receive) = (false, None));
         self.open -= usize::from(was_open);
         if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer)) {
             peer.lanes.retain(|(_, lane)| *lane != key);
@@ -372,13 +378,14 @@ impl Lanes {
             let why = target.map(|target| Missed::because(closed, target));
             self.missed(dial, why, now);
         }
+        was_open
     }
 
     /// Lets go of lanes that have ended and need their sockets no longer. Their calls have been ended before: until then
     /// the lane is asked for the [`fate`](Self::fate) of each.
     pub(crate) fn bury(&mut self, world: &mut dyn World, now: Time) {
-        let mut place = 0;
-        while let Some(&key) = self.closing.get(place) {
+        let mut closing = std::mem::take(&mut self.closing);
+        closing.retain(|&key| {
             let done = self.with(key, |lane| {
                 if lane.machine.unsent().is_empty() && !lane.finished_writing {
                     lane.finished_writing = true;
@@ -386,15 +393,17 @@ impl Lanes {
                 }
                 lane.machine.is_finished(now)
             });
-            if done == Some(false) {
-                place += 1;
-                continue;
+            if done != Some(false) {
+                self.drop_now(key, world);
             }
-            self.closing.swap_remove(place);
-            if let Some(lane) = self.remove(key) {
-                world.forget(&*lane.stream);
-            }
-        }
+            done == Some(false)
+        });
+        self.closing = closing;
+    }
+
+    /// How many ended connections had to go early since the last look.
+    pub(crate) fn take_cut(&mut self) -> u64 {
+        std::mem::take(&mut self.cut)
     }
 
     /// What became of a request that was queued at `offset` of a lane that has ended.
@@ -502,7 +511,9 @@ impl Lanes {
         let lanes = self.all().map(|lane| lane.line.len()).max().unwrap_or(0);
         let waiting_max = of_peers.waiting_max.max(lanes).max(self.unresolved.len()).max(self.again.len());
         let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
-        super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }
+        let unread = self.all().filter(|lane| lane.settled).filter_map(|lane| lane.receive.as_ref());
+        let ended_bytes = unread.map(ReceiveBuffer::capacity).sum();
+        super::peers::Census { open: self.open, opening, waiting_max, ended_bytes, ..of_peers }
     }
 }
 

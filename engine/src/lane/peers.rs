@@ -71,6 +71,8 @@ pub(crate) struct Census {
     pub(crate) waiting_max: usize,
     /// Until then somebody is out of reach, because a dial has failed.
     pub(crate) paused_until: Option<Time>,
+    /// Held for reading from connections that have ended.
+    pub(crate) ended_bytes: usize,
 }
 
 /// Why there is no lane.
@@ -425,6 +427,7 @@ impl Peers {
             dials: self.dials.iter().flatten().count(),
             waiting_max: self.all().map(|peer| peer.waiting.len()).max().unwrap_or(0),
             paused_until: self.dials.iter().flatten().filter(paused).map(|dial| dial.at).max(),
+            ended_bytes: 0,
         }
     }
 
