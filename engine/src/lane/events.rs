@@ -178,7 +178,7 @@ impl Lanes {
         self.way(peer, keyed.then(|| part_of(header.key, usize::from(shards.max(1))) as u16), now)
     }
 
-    /// A lane to a peer has opened, or could not be: the events that waited for it leave, wait on, or are dropped.
+    /// A lane to a peer has opened, or could not be, or the peer has begun another life: the events that waited for it leave, wait on, or are dropped.
     pub(super) fn send_events(&mut self, peer: u32, now: Time) {
         let waiting =
             self.peers.get_mut(peer).map(|peer| std::mem::take(&mut peer.events)).unwrap_or_default();

@@ -98,6 +98,7 @@ impl Lanes {
             self.again.extend(peer.waiting.drain(..));
         }
         self.positions.clear();
+        let mut reborn = Vec::new();
         for (position, member) in (0u32..).zip(view.members()) {
             let own = view.own() == Some(position);
             // A life that is suspect says nothing against the one that there are lanes to.
@@ -105,7 +106,13 @@ impl Lanes {
                 let has_lanes = self.peers.get(*peer).is_some_and(|peer| !peer.lanes.is_empty());
                 member.state == NodeState::Suspect && has_lanes
             });
-            let peer = (!own).then(|| known.unwrap_or_else(|| self.peers.meet(&member.node)));
+            let peer = (!own).then(|| {
+                known.unwrap_or_else(|| {
+                    let (peer, is_reborn) = self.peers.meet(&member.node);
+                    reborn.extend(is_reborn.then_some(peer));
+                    peer
+                })
+            });
             if let Some(known) = peer.and_then(|peer| self.peers.get_mut(peer)) {
                 known.in_view = true;
                 let (was_up, is_up) = (known.is_up, member.state == NodeState::Up);
@@ -126,6 +133,10 @@ impl Lanes {
         let (waiting, events) = self.peers.forget_strangers();
         self.again.extend(waiting);
         self.events.dropped(events);
+        // The dials that events waited for may have gone with the life before.
+        for peer in reborn {
+            self.send_events(peer, now);
+        }
     }
 
     /// From now on a lane is kept to each of these.

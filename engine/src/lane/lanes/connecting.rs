@@ -228,7 +228,7 @@ impl Lanes {
             return false;
         };
         let (shard, dial) = (agreement.peer_shard, lane.dial);
-        let peer = self.peers.meet(&node);
+        let (peer, _) = self.peers.meet(&node);
         let known = self.peers.get(peer).map_or(node.incarnation, |peer| peer.node.incarnation);
         let lives = self.peers.get(peer).is_some_and(|peer| !peer.lanes.is_empty());
         if node.incarnation < known && lives {
