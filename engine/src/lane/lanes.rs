@@ -96,7 +96,7 @@ pub(crate) struct Lanes {
     pub(super) again: Vec<Waiting>,
     /// Events for other nodes.
     pub(super) events: Events,
-    contacts_changed: bool,
+    pub(super) contacts_changed: bool,
     pub(super) draws: u64,
 }
 

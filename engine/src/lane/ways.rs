@@ -139,9 +139,11 @@ impl Lanes {
         }
     }
 
-    /// From now on a lane is kept to each of these.
+    /// From now on a lane is kept to each of these. What was refused of others is refused no more, and the agent is told: one of them
+    /// that comes back is tried, and may be refused, anew.
     pub(crate) fn aim(&mut self, targets: &[Target]) {
         self.peers.aim(targets);
+        self.contacts_changed = true;
     }
 
     /// A hash of the view: equal ones agree on who owns a key.

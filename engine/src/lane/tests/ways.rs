@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use catga_codec::{Contract, Header, Kind, OwnedFrame};
-use catga_discovery::{Incarnation, Member, Node, NodeId, NodeState, View};
+use catga_discovery::{Incarnation, Member, Node, NodeId, NodeState, Target, View};
 
 use crate::Message;
 use crate::lane::lanes::Lanes;
@@ -51,4 +51,16 @@ fn events_that_wait_for_a_node_are_sent_on_their_way_again_when_it_comes_back_el
     // When it has gone for good, the event is dropped, and counted.
     lanes.set_view(view(3, &[]), now);
     assert_eq!((lanes.take_told().dropped, lanes.census().dials), (1, 0));
+}
+
+#[test]
+fn the_agent_is_told_what_is_refused_whenever_the_targets_change() {
+    let mut lanes = Lanes::new(0, None);
+    let target = Target { endpoint: SocketAddr::from(([10, 0, 0, 1], 7)).into(), id: None };
+    for targets in [&[target][..], &[]] {
+        lanes.aim(targets);
+        let contacts = lanes.new_contacts().expect("news, if only that nothing is refused");
+        assert_eq!((contacts.refused.len(), contacts.settled), (0, targets.is_empty()));
+        assert!(lanes.new_contacts().is_none());
+    }
 }
