@@ -354,12 +354,18 @@ pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Drops what is a service's, or holds the last of it. If that panics it is logged, and goes no further: the shard's other
-/// services are dropped as well, and their `Drop` may panic too. Nothing counts it: nobody can ask the engine any more.
-pub(crate) fn drop_guarded<T>(last: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(last))) {
-        tracing::error!(panic = text_of(&*panic), "a service panicked while it was dropped");
-        discard(panic);
-    }
+/// services are dropped as well, and their `Drop` may panic too. Says whether it did not panic.
+pub(crate) fn drop_guarded<T>(last: T) -> bool {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(last)));
+    let Err(panic) = dropped else { return true };
+    let dropping = std::any::type_name::<T>();
+    tracing::error!(
+        dropping,
+        panic = text_of(&*panic),
+        "a service, or what it left, panicked while it was dropped"
+    );
+    discard(panic);
+    false
 }
 
 /// Drops what was panicked with; its own `Drop` may panic too, and then it is left alone.

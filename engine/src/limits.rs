@@ -77,7 +77,12 @@ pub const LANES_MAX: usize = 1024;
 /// that say nothing keep nobody out.
 pub const GREETINGS_MAX: usize = 256;
 
+/// Connections that one shard holds at once: its lanes, those that have not proven yet who they are, and those that have ended and
+/// are kept for half a second so that the peer reads why. For one more, the oldest of the last kind is closed at once, and counted.
+pub const CONNECTIONS_MAX: usize = LANES_MAX + GREETINGS_MAX;
+
 /// Lanes from one shard to one other node. A request for another shard of that node takes one of them, and one more ring hop.
+/// Only an idempotent call that is sent again to the shard that has it brings back the lane that it had, whatever its number.
 pub const LANES_PER_PEER: u16 = 8;
 
 /// Lanes between the same two shards of two nodes: one for each side that dialled, and room for some that are ending. One more

@@ -176,6 +176,8 @@ counters! {
     pauses,
     /// Events that were not sent to a node because it has another layout of them; once for each such node.
     events_other_layout,
+    /// Connections that had ended, and were closed for want of room before their peer had the time to read why.
+    farewells_cut,
 }
 
 /// The counters of the thread that knows who is in the cluster. All 0 without one.

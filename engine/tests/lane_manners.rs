@@ -1,4 +1,4 @@
-//! Idempotent calls, `try_send` and broadcasts, as a peer made by hand sees them over its lane.
+//! Idempotent and keyed calls, `try_send` and broadcasts, as a peer made by hand sees them over its lane.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed helper is a failed test")]
 
@@ -15,7 +15,7 @@ use catga::{Failure, List, NotSent, Refusal, Unknown};
 use catga_codec::{CallId, Contract, Flags, Header, Kind};
 use common::{address, eventually};
 use pollster::block_on;
-use wire::{Peer, listening};
+use wire::{Peer, Place, greeting_from, listening, wanted_shard};
 
 #[request(reply = Blob)]
 struct Give {
@@ -29,6 +29,14 @@ struct Take {
 #[request(reply = Blob)]
 struct Again {
     bytes: u32,
+}
+#[request(reply = Blob, key = number)]
+struct Owned {
+    number: u64,
+}
+#[event(key = number)]
+struct Sold {
+    number: u64,
 }
 #[message]
 struct Blob {
@@ -90,6 +98,85 @@ fn an_idempotent_request_says_so_in_its_header_and_others_do_not() {
     assert!(block_on(client.send(&Again { bytes: 1 }).within(LONG)).is_ok());
     drop(a);
     assert_eq!(peer.join().unwrap(), [Flags::IDEMPOTENT, Flags::NONE, Flags::IDEMPOTENT]);
+}
+
+/// A node that knows of nobody, until somebody comes.
+fn alone() -> Engine {
+    Engine::builder()
+        .shards(1)
+        .service(|_| Relayer, |routes| routes.request_async(Relayer::again))
+        .cluster(List::of(Vec::<String>::new()).node("a", "127.0.0.1:0"))
+        .start()
+        .unwrap()
+}
+
+/// Node `b`, come to this node with a lane from this place.
+fn come_to(a: &Engine, place: Place<'_>, offers: &[Contract]) -> Peer {
+    let mut peer = Peer::hello_with(address(a), b"", greeting_from(place, "catga", "b", false, offers));
+    assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+    eventually("it may be asked", || a.nodes().find("b").is_some());
+    peer
+}
+
+#[test]
+fn an_idempotent_call_goes_again_to_the_shard_that_has_it_however_high_its_number() {
+    let (listener, endpoint) = listening();
+    let (endpoint, offers) = (endpoint.to_string(), [Contract::of_request::<Give>()]);
+    let place = Place { shard: 12, shards: 16, endpoint: &endpoint };
+    let a = alone();
+    let mut peer = come_to(&a, place, &offers);
+    let client = a.client();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| block_on(client.send(&Again { bytes: 1 }).within(LONG)).map(|_| ()));
+        let (first, _) = peer.news().unwrap();
+        drop(peer);
+        let (mut peer, hello) = Peer::greeted(&listener);
+        assert_eq!(wanted_shard(&hello), 12);
+        peer.answer(&hello, &greeting_from(place, "catga", "b", false, &offers));
+        let (again, _) = peer.news().unwrap();
+        assert_eq!((again.kind, again.call, again.flags), (Kind::Request, first.call, Flags::IDEMPOTENT));
+        peer.say(Header { call: again.call, ..Header::new(Kind::Reply) }, &Blob { bytes: vec![1] });
+        assert_eq!(call.join().unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn what_has_a_key_takes_any_lane_to_the_owner_while_none_can_be_had_to_the_shard_of_the_key() {
+    let offers =
+        [Contract::of_request::<Owned>(), Contract::of_event::<Sold>(), Contract::of_request::<Give>()];
+    let a = alone();
+    // Nobody can connect to where it says that it is.
+    let mut peer = come_to(&a, Place { shard: 0, shards: 2, endpoint: "127.0.0.1:1" }, &offers);
+    let answers = std::thread::spawn(move || {
+        let (mut requests, mut broadcasts, mut published) = (0, 0, 0);
+        while let Some((ask, _)) = peer.news() {
+            match ask.kind {
+                Kind::Request => {
+                    requests += 1;
+                    peer.say(Header { call: ask.call, ..Header::new(Kind::Reply) }, &Blob { bytes: vec![1] });
+                }
+                Kind::Event if ask.call == CallId::default() => published += 1,
+                Kind::Event => {
+                    broadcasts += 1;
+                    peer.send(Header { call: ask.call, code: 1, ..Header::new(Kind::Handled) }, &[]);
+                }
+                Kind::Close => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        (requests, broadcasts, published)
+    });
+    let client = a.client();
+    for number in 0..16 {
+        assert!(block_on(client.send(&Owned { number }).within(LONG / 6)).is_ok(), "{number}");
+        let report = block_on(client.broadcast(&Sold { number }).within(LONG / 6));
+        assert!(report.is_handled(), "{number}: {report:?}");
+        client.publish(&Sold { number }).unwrap();
+    }
+    eventually("all events have left", || a.stats().sum(|shard| shard.events_sent) == 16);
+    assert_eq!(a.stats().sum(|shard| shard.events_dropped), 0);
+    drop(a);
+    assert_eq!(answers.join().unwrap(), (16, 16, 16));
 }
 
 #[test]

@@ -107,6 +107,7 @@ fn the_bounds_on_the_page_are_those_of_the_code() {
         ("frames that a thread", limits::POOLED_FRAMES),
         ("a frame, over a lane", limits::LANE_FRAME_BYTES_MAX as usize),
         ("lanes of a shard", limits::LANES_MAX),
+        ("connections of a shard", limits::CONNECTIONS_MAX),
         ("unanswered calls", limits::LANE_CALLS_MAX as usize),
         ("nodes that a node", limits::NODES_MAX),
     ] {

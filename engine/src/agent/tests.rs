@@ -300,6 +300,35 @@ fn a_waker_without_a_thread_does_nothing() {
 }
 
 #[test]
+fn an_own_address_that_left_the_answers_and_came_back_is_found_out_again() {
+    let (mut agent, mut ends, script) = with_name(1);
+    let targets = |ends: &mut [Membership]| {
+        let told = ends[0].targets.as_mut().unwrap().take();
+        told.map(|targets| targets.0.to_vec())
+    };
+    let refused = || Contacts { refused: vec![(unnamed(1), Refused::ThisNode)], ..lanes(&[2]) };
+    script.will_say(Ok(vec![1, 2]));
+    agent.round(at(1));
+    say(&mut ends[0], refused());
+    agent.round(at(2));
+    assert_eq!(targets(&mut ends), Some(vec![unnamed(2)]));
+    // The shard drops that dial, and says so.
+    say(&mut ends[0], lanes(&[2]));
+    agent.round(at(3));
+    script.will_say(Ok(vec![2]));
+    agent.round(at(40));
+    script.will_say(Ok(vec![1, 2]));
+    agent.round(at(80));
+    assert_eq!(targets(&mut ends), Some(vec![unnamed(1), unnamed(2)]), "it may be another node's by now");
+    say(&mut ends[0], lanes(&[2]));
+    agent.round(at(81));
+    say(&mut ends[0], refused());
+    agent.round(at(82));
+    assert_eq!(targets(&mut ends), Some(vec![unnamed(2)]));
+    assert!(!agent.members.lacks_someone());
+}
+
+#[test]
 fn the_resolver_of_the_system_answers_from_a_thread_of_its_own() {
     // An address is its own answer, so no server is asked; and what is no name is an error at once.
     for (name, expected) in [("127.0.0.1:5001", Some(vec![address(5001)])), ("no port", None)] {

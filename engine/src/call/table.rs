@@ -106,7 +106,7 @@ const KIND: u64 = 3 << 62;
 const HERE: u64 = 0;
 const SHARD: u64 = 1 << 62;
 const LANE: u64 = 2 << 62;
-const _: () = assert!(crate::limits::LANES_MAX <= 1 << 16);
+const _: () = assert!(crate::limits::CONNECTIONS_MAX <= 1 << 16);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {

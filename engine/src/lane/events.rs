@@ -160,16 +160,14 @@ impl Lanes {
 
     fn try_to_tell(&mut self, peer: u32, event: &OwnedFrame, header: &Header, now: Time) -> Telling {
         let lane = match self.way_of_event(peer, header, now) {
-            Way::Lane(lane) => Some(lane),
+            Way::Lane(lane) => lane,
             Way::Opening => return Telling::Waits,
-            // The lane to its key's shard cannot be had: any other leads to the same node.
-            Way::Away => self.peers.get(peer).and_then(|peer| peer.lanes.first()).map(|(_, lane)| *lane),
+            Way::Away => return Telling::Dropped,
         };
         let travels = Header { context: self.digest(), ..*header };
         // Past the calls that wait there: what cannot wait is not kept from room that there is.
         let body = &event.bytes()[HEADER_BYTES..];
-        let queued =
-            lane.and_then(|lane| self.machine(lane, |machine| machine.forward(travels, body).is_ok()));
+        let queued = self.machine(lane, |machine| machine.forward(travels, body).is_ok());
         if queued == Some(true) { Telling::Sent } else { Telling::Dropped }
     }
 
@@ -180,7 +178,7 @@ impl Lanes {
         self.way(peer, keyed.then(|| part_of(header.key, usize::from(shards.max(1))) as u16), now)
     }
 
-    /// A lane to a peer has opened, or could not be: the events that waited for it leave, wait on, or are dropped.
+    /// A lane to a peer has opened, or could not be, or the peer has begun another life: the events that waited for it leave, wait on, or are dropped.
     pub(super) fn send_events(&mut self, peer: u32, now: Time) {
         let waiting =
             self.peers.get_mut(peer).map(|peer| std::mem::take(&mut peer.events)).unwrap_or_default();

@@ -29,6 +29,8 @@ const IO_BATCH_FRAMES: u64 = 64;
 const BUSY_INTERVAL_NS: u64 = 2_000;
 /// Unsent bytes that are written without waiting for the gap to end.
 const WRITE_BYTES: usize = 32 * 1024;
+/// Read at once from a lane that has ended, onto the stack.
+const DISCARD_BYTES: usize = 32 * 1024;
 /// A lane without traffic for so long is not polled any more.
 const HOT: Duration = Duration::from_millis(1);
 
@@ -193,6 +195,10 @@ impl LaneIo {
             }
         }
         self.cadence.last_read = now;
+        if self.settled {
+            self.discard();
+            return Read::Nothing;
+        }
         let mut receive = self.receive.take().unwrap_or_else(ReceiveBuffer::new);
         match self.stream.read(receive.space()) {
             Ok(0) => {
@@ -208,6 +214,21 @@ impl LaneIo {
         }
         self.receive = Some(receive);
         Read::Nothing
+    }
+
+    /// Reads what still comes after the end, and looks at none of it. It needs no memory of its own for that.
+    #[cold]
+    fn discard(&mut self) {
+        match self.stream.read(&mut [0; DISCARD_BYTES]) {
+            Ok(0) => {
+                self.machine.disconnected();
+            }
+            Ok(_) => {}
+            Err(error) if would_block(&error) => {}
+            Err(_) => {
+                self.machine.disconnected();
+            }
+        }
     }
 
     /// What another shard has read past the greeting.

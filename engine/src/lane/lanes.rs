@@ -71,7 +71,10 @@ pub(crate) struct Lanes {
     watched: Vec<LaneKey>,
     unsent: Vec<LaneKey>,
     waited: Vec<LaneKey>,
-    closing: Vec<LaneKey>,
+    /// The oldest first.
+    closing: VecDeque<LaneKey>,
+    /// Of these, those that had to go early.
+    cut: u64,
     /// Connections made to this shard, the oldest first: all that have not proven anything yet, and some that have since.
     greeting: VecDeque<LaneKey>,
     /// A lane has ended and nobody has taken note.
@@ -94,7 +97,7 @@ pub(crate) struct Lanes {
     pub(super) again: Vec<Waiting>,
     /// Events for other nodes.
     pub(super) events: Events,
-    contacts_changed: bool,
+    pub(super) contacts_changed: bool,
     pub(super) draws: u64,
 }
 
@@ -107,6 +110,8 @@ pub(crate) struct Ended {
     pub(crate) connected: bool,
     /// What the socket said, if it was the socket that ended it.
     pub(crate) broke: Option<io::Error>,
+    /// Whether anything can have hung on it.
+    pub(crate) was_open: bool,
 }
 
 /// What is done with a lane that has just opened.
@@ -136,7 +141,8 @@ impl Lanes {
             watched: Vec::new(),
             unsent: Vec::new(),
             waited: Vec::new(),
-            closing: Vec::new(),
+            closing: VecDeque::new(),
+            cut: 0,
             greeting: VecDeque::new(),
             news: false,
             tick_at: Time::NEVER,
@@ -355,23 +361,25 @@ impl Lanes {
                 let closed = lane.machine.closed().filter(|_| !lane.settled);
                 lane.settled |= closed.is_some();
                 let (connected, broke) = (lane.connected, closed.and_then(|_| lane.broke.take()));
-                closed.map(|closed| Ended { key, closed, traffic: lane.machine.traffic(), connected, broke })
+                let was_open = false;
+                let traffic = lane.machine.traffic();
+                closed.map(|closed| Ended { key, closed, traffic, connected, broke, was_open })
             });
             if let Some(Some(lane)) = closed {
-                self.settle(key, lane.closed, now);
-                ended.push(lane);
+                let was_open = self.settle(key, lane.closed, now);
+                ended.push(Ended { was_open, ..lane });
             }
         }
         self.tick_at = next.max(now + TICK_INTERVAL);
     }
 
-    /// A lane has ended: nothing leads over it any more.
-    fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) {
-        self.closing.push(key);
-        let Some(lane) = self.get(key) else { return };
+    /// A lane has ended: nothing leads over it any more. Says whether it was open.
+    fn settle(&mut self, key: LaneKey, closed: Closed, now: Time) -> bool {
+        self.closing.push_back(key);
+        let Some(lane) = self.get(key) else { return false };
         let (was_open, dial) = (lane.is_open, lane.dial);
         let peer = lane.node.as_ref().and_then(|node| self.peers.find(&node.id));
-        let _ = self.with(key, |lane| lane.is_open = false);
+        let _ = self.with(key, |lane| (lane.is_open, lane.receive) = (false, None));
         self.open -= usize::from(was_open);
         if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer)) {
             peer.lanes.retain(|(_, lane)| *lane != key);
@@ -384,13 +392,14 @@ impl Lanes {
             let why = target.map(|target| Missed::because(closed, target));
             self.missed(dial, why, now);
         }
+        was_open
     }
 
     /// Lets go of lanes that have ended and need their sockets no longer. Their calls have been ended before: until then
     /// the lane is asked for the [`fate`](Self::fate) of each.
     pub(crate) fn bury(&mut self, world: &mut dyn World, now: Time) {
-        let mut place = 0;
-        while let Some(&key) = self.closing.get(place) {
+        let mut closing = std::mem::take(&mut self.closing);
+        closing.retain(|&key| {
             let done = self.with(key, |lane| {
                 if lane.machine.unsent().is_empty() && !lane.finished_writing {
                     lane.finished_writing = true;
@@ -398,15 +407,17 @@ impl Lanes {
                 }
                 lane.machine.is_finished(now)
             });
-            if done == Some(false) {
-                place += 1;
-                continue;
+            if done != Some(false) {
+                self.drop_now(key, world);
             }
-            self.closing.swap_remove(place);
-            if let Some(lane) = self.remove(key) {
-                world.forget(&*lane.stream);
-            }
-        }
+            done == Some(false)
+        });
+        self.closing = closing;
+    }
+
+    /// How many ended connections had to go early since the last look.
+    pub(crate) fn take_cut(&mut self) -> u64 {
+        std::mem::take(&mut self.cut)
     }
 
     /// What became of a request that was queued at `offset` of a lane that has ended.
@@ -514,7 +525,9 @@ impl Lanes {
         let lanes = self.all().map(|lane| lane.line.len()).max().unwrap_or(0);
         let waiting_max = of_peers.waiting_max.max(lanes).max(self.unresolved.len()).max(self.again.len());
         let opening = self.all().filter(|lane| !lane.is_open && lane.machine.closed().is_none()).count();
-        super::peers::Census { open: self.open, opening, waiting_max, ..of_peers }
+        let unread = self.all().filter(|lane| lane.settled).filter_map(|lane| lane.receive.as_ref());
+        let ended_bytes = unread.map(ReceiveBuffer::capacity).sum();
+        super::peers::Census { open: self.open, opening, waiting_max, ended_bytes, ..of_peers }
     }
 }
 

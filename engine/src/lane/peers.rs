@@ -71,6 +71,8 @@ pub(crate) struct Census {
     pub(crate) waiting_max: usize,
     /// Until then somebody is out of reach, because a dial has failed.
     pub(crate) paused_until: Option<Time>,
+    /// Held for reading from connections that have ended.
+    pub(crate) ended_bytes: usize,
 }
 
 /// Why there is no lane.
@@ -183,13 +185,15 @@ impl Peers {
         self.slots.iter().position(found).map(|place| place as u32)
     }
 
-    /// The peer that this node is; a new one, or the life of it that is newer.
-    pub(super) fn meet(&mut self, node: &Arc<Node>) -> u32 {
+    /// The peer that this node is; a new one, or the life of it that is newer. Says whether it is a new life of a known one: what
+    /// waited for the one before must be sent on its way again.
+    pub(super) fn meet(&mut self, node: &Arc<Node>) -> (u32, bool) {
         if let Some(place) = self.find(&node.id) {
-            if self.get(place).is_some_and(|peer| node.incarnation > peer.node.incarnation) {
+            let newer = self.get(place).is_some_and(|peer| node.incarnation > peer.node.incarnation);
+            if newer {
                 self.take_life(place, node);
             }
-            return place;
+            return (place, newer);
         }
         let peer = Peer {
             node: node.clone(),
@@ -201,7 +205,7 @@ impl Peers {
         };
         let place = put(&mut self.slots, peer);
         self.by_id.insert(node.id.clone(), place);
-        place
+        (place, false)
     }
 
     /// This is the life of a node that there are lanes to.
@@ -425,6 +429,7 @@ impl Peers {
             dials: self.dials.iter().flatten().count(),
             waiting_max: self.all().map(|peer| peer.waiting.len()).max().unwrap_or(0),
             paused_until: self.dials.iter().flatten().filter(paused).map(|dial| dial.at).max(),
+            ended_bytes: 0,
         }
     }
 

@@ -98,6 +98,7 @@ impl Lanes {
             self.again.extend(peer.waiting.drain(..));
         }
         self.positions.clear();
+        let mut reborn = Vec::new();
         for (position, member) in (0u32..).zip(view.members()) {
             let own = view.own() == Some(position);
             // A life that is suspect says nothing against the one that there are lanes to.
@@ -105,7 +106,13 @@ impl Lanes {
                 let has_lanes = self.peers.get(*peer).is_some_and(|peer| !peer.lanes.is_empty());
                 member.state == NodeState::Suspect && has_lanes
             });
-            let peer = (!own).then(|| known.unwrap_or_else(|| self.peers.meet(&member.node)));
+            let peer = (!own).then(|| {
+                known.unwrap_or_else(|| {
+                    let (peer, is_reborn) = self.peers.meet(&member.node);
+                    reborn.extend(is_reborn.then_some(peer));
+                    peer
+                })
+            });
             if let Some(known) = peer.and_then(|peer| self.peers.get_mut(peer)) {
                 known.in_view = true;
                 let (was_up, is_up) = (known.is_up, member.state == NodeState::Up);
@@ -126,11 +133,17 @@ impl Lanes {
         let (waiting, events) = self.peers.forget_strangers();
         self.again.extend(waiting);
         self.events.dropped(events);
+        // The dials that events waited for may have gone with the life before.
+        for peer in reborn {
+            self.send_events(peer, now);
+        }
     }
 
-    /// From now on a lane is kept to each of these.
+    /// From now on a lane is kept to each of these. What was refused of others is refused no more, and the agent is told: one of them
+    /// that comes back is tried, and may be refused, anew.
     pub(crate) fn aim(&mut self, targets: &[Target]) {
         self.peers.aim(targets);
+        self.contacts_changed = true;
     }
 
     /// A hash of the view: equal ones agree on who owns a key.
@@ -309,6 +322,24 @@ impl Lanes {
         match lane {
             Some(lane) => Way::Lane(lane),
             None if self.peers.want(peer, door, now) => Way::Opening,
+            None => self.way_round(peer),
+        }
+    }
+
+    /// How to get to a peer whose door cannot be had just now: by any lane there is, and one more ring hop. What has a key may
+    /// overtake, or be overtaken by, what goes through the door when that opens, or has gone through it before.
+    #[cold]
+    fn way_round(&self, peer: u32) -> Way {
+        self.peers.get(peer).and_then(|peer| peer.usual_lane(self.shard)).map_or(Way::Away, Way::Lane)
+    }
+
+    /// How to get back to a shard of a peer that may be at work on a call: to that one, however many there are, since no other
+    /// knows of it.
+    #[cold]
+    pub(crate) fn way_back(&mut self, peer: u32, shard: u16, now: Time) -> Way {
+        match self.peers.get(peer).and_then(|peer| peer.lane_to(shard)) {
+            Some(lane) => Way::Lane(lane),
+            None if self.peers.want(peer, shard, now) => Way::Opening,
             None => Way::Away,
         }
     }

@@ -82,14 +82,23 @@ impl Handlers {
     fn request(&self, index: u32) -> Option<&(dyn Serve + 'static)> {
         self.requests.get(index as usize)?.as_deref()
     }
+
+    /// Drops the handlers, then the instances: users' code, each behind a guard of its own. `panicked` is told of each that did.
+    fn drop_each(&mut self, panicked: impl Fn()) {
+        let tell = |dropped: bool| {
+            if !dropped {
+                panicked()
+            }
+        };
+        self.requests.drain(..).flatten().for_each(|handler| tell(drop_guarded(handler)));
+        self.events.drain(..).flatten().for_each(|listener| tell(drop_guarded(listener)));
+        self.instances.drain(..).for_each(|instance| tell(drop_guarded(instance)));
+    }
 }
 
 impl Drop for Handlers {
-    /// The handlers, then the instances: users' code, each behind a guard of its own.
     fn drop(&mut self) {
-        self.requests.drain(..).flatten().for_each(drop_guarded);
-        self.events.drain(..).flatten().for_each(drop_guarded);
-        self.instances.drain(..).for_each(drop_guarded);
+        self.drop_each(|| ());
     }
 }
 

@@ -124,10 +124,11 @@ impl Shard {
             self.core.counters.lane_writes.add(written);
             lanes.tick(now, &mut ended);
             self.core.counters.lanes_open.set(lanes.open() as u64);
+            self.core.counters.farewells_cut.add(lanes.take_cut());
             lanes.publish_early(now);
         }
         self.core.count_told();
-        for Ended { key, closed, traffic, connected, broke } in ended.drain(..) {
+        for Ended { key, closed, traffic, connected, broke, was_open } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
             match broke.map(|error| error.to_string()) {
@@ -147,7 +148,9 @@ impl Shard {
                 self.core.counters.lanes_unproven.add(1);
             }
             self.core.counters.lanes_ended.add(1);
-            self.core.lane_ended(key, &self.ctx);
+            if was_open {
+                self.core.lane_ended(key, &self.ctx);
+            }
         }
         self.ended = ended;
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);

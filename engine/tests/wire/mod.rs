@@ -55,10 +55,29 @@ pub(crate) fn archived<M: Message>(header: Header, message: &M) -> Vec<u8> {
     framed(Header { message: M::ID, ..header }, &frame.bytes()[HEADER..])
 }
 
+/// Where a node says that it is: a shard of so many, and its endpoint.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) shard: u16,
+    pub(crate) shards: u16,
+    pub(crate) endpoint: &'a str,
+}
+
 /// A greeting, as the protocol's first page describes it, of a node that has a cluster key or none.
 pub(crate) fn greeting(cluster: &str, node: &str, keyed: bool, offers: &[Contract]) -> Vec<u8> {
+    greeting_from(Place { shard: 0, shards: 1, endpoint: "127.0.0.1:1" }, cluster, node, keyed, offers)
+}
+
+/// A greeting from a certain shard and endpoint.
+pub(crate) fn greeting_from(
+    place: Place<'_>,
+    cluster: &str,
+    node: &str,
+    keyed: bool,
+    offers: &[Contract],
+) -> Vec<u8> {
     let mut out = b"catga/ln".to_vec();
-    for word in [1u16, 1, 0, 1, 0, u16::from(keyed)] {
+    for word in [1u16, 1, place.shard, place.shards, 0, u16::from(keyed)] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     for word in [1024 * 1024u32, 8192, offers.len() as u32] {
@@ -68,7 +87,7 @@ pub(crate) fn greeting(cluster: &str, node: &str, keyed: bool, offers: &[Contrac
     out.extend_from_slice(&[0; 16]); // nonce
     put_text(&mut out, cluster);
     put_text(&mut out, node);
-    put_text(&mut out, "127.0.0.1:1"); // its endpoint
+    put_text(&mut out, place.endpoint);
     out.extend_from_slice(&0u32.to_le_bytes()); // extensions
     for offer in offers {
         out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -81,6 +100,11 @@ pub(crate) fn greeting(cluster: &str, node: &str, keyed: bool, offers: &[Contrac
         }
     }
     out
+}
+
+/// The shard that a Hello asks for.
+pub(crate) fn wanted_shard(hello: &[u8]) -> u16 {
+    u16::from_le_bytes([hello[16], hello[17]])
 }
 
 /// A proof: the label, and the texts behind their lengths.
@@ -123,11 +147,16 @@ impl Peer {
     /// Takes the connection that an engine makes to `listener`, and the greetings with it, as node `node`.
     pub(crate) fn welcome(listener: &TcpListener, node: &str, offers: &[Contract]) -> Self {
         let (mut peer, hello) = Self::greeted(listener);
-        let welcome = welcome(b"", &hello, &greeting("catga", node, false, offers));
-        peer.send(Header::new(Kind::Welcome), &welcome);
-        let (answer, proof) = peer.frame().expect("a Proof");
-        assert_eq!((answer.kind, &proof[..]), (Kind::Proof, &dialers_proof(b"", &hello, &welcome)[..]));
+        peer.answer(&hello, &greeting("catga", node, false, offers));
         peer
+    }
+
+    /// Answers a Hello with this greeting, without a key.
+    pub(crate) fn answer(&mut self, hello: &[u8], greeting: &[u8]) {
+        let welcome = welcome(b"", hello, greeting);
+        self.send(Header::new(Kind::Welcome), &welcome);
+        let (answer, proof) = self.frame().expect("a Proof");
+        assert_eq!((answer.kind, &proof[..]), (Kind::Proof, &dialers_proof(b"", hello, &welcome)[..]));
     }
 
     /// Takes the connection that an engine makes to `listener`, and its Hello. Answers nothing.

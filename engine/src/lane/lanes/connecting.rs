@@ -17,7 +17,7 @@ use crate::lane::handshake::Verdict;
 use crate::lane::io::LaneIo;
 use crate::lane::peers::Missed;
 use crate::lane::protocol::Lane;
-use crate::limits::{GREETINGS_MAX, LANES_MAX, LANES_PER_SHARD_PAIR, PAUSE};
+use crate::limits::{CONNECTIONS_MAX, GREETINGS_MAX, LANES_MAX, LANES_PER_SHARD_PAIR, PAUSE};
 use crate::runtime::{Stream, Token, World};
 use crate::time::Time;
 
@@ -63,6 +63,9 @@ impl Lanes {
         if self.open >= LANES_MAX {
             return Err(io::Error::other("this shard has as many lanes as it may"));
         }
+        if !self.make_room(world) {
+            return Err(io::Error::other("this shard has as many connections as it may"));
+        }
         let config = LaneConfig { expected_peer: target.id.clone(), ..self.config(shard, world)? };
         let stream = world.dial(&target.endpoint)?;
         self.install(LaneIo::new(stream, Lane::dial(config, now), Some(dial), now), world)
@@ -93,17 +96,21 @@ impl Lanes {
             }
         };
         let mut closed = 0;
-        if self.greeting.len() >= GREETINGS_MAX {
+        if !self.make_room(world) || self.greeting.len() >= GREETINGS_MAX {
             // Those that have opened meanwhile, or ended, do not count.
             let mut greeting = std::mem::take(&mut self.greeting);
             greeting.retain(|key| self.get(*key).is_some_and(LaneIo::greets));
-            if greeting.len() >= GREETINGS_MAX
+            if (self.held >= CONNECTIONS_MAX || greeting.len() >= GREETINGS_MAX)
                 && let Some(oldest) = greeting.pop_front()
             {
                 closed += 1;
                 self.drop_now(oldest, world);
             }
             self.greeting = greeting;
+        }
+        if self.held >= CONNECTIONS_MAX {
+            tracing::warn!(CONNECTIONS_MAX, "closed a connection: this shard has as many as it may");
+            return closed + 1;
         }
         let lane = LaneIo::new(stream, Lane::accept(config, now), None, now);
         match self.install(lane, world) {
@@ -116,7 +123,19 @@ impl Lanes {
         closed
     }
 
-    fn drop_now(&mut self, key: LaneKey, world: &mut dyn World) {
+    /// Whether there is room for one more connection. Of those that have ended, which are kept only so that their peers read why,
+    /// the oldest gives way: its calls have ended with it, and its peer sees that too.
+    fn make_room(&mut self, world: &mut dyn World) -> bool {
+        if self.held >= CONNECTIONS_MAX
+            && let Some(oldest) = self.closing.pop_front()
+        {
+            self.cut += 1;
+            self.drop_now(oldest, world);
+        }
+        self.held < CONNECTIONS_MAX
+    }
+
+    pub(super) fn drop_now(&mut self, key: LaneKey, world: &mut dyn World) {
         if let Some(lane) = self.remove(key) {
             world.forget(&*lane.stream);
         }
@@ -134,7 +153,7 @@ impl Lanes {
         if paused >= PAUSE {
             lane.machine.paused(paused);
         }
-        if self.open >= LANES_MAX {
+        if self.open >= LANES_MAX || !self.make_room(world) {
             tracing::warn!(lanes_max = LANES_MAX, "closed a lane: this shard has as many as it may");
             return false;
         }
@@ -209,7 +228,7 @@ impl Lanes {
             return false;
         };
         let (shard, dial) = (agreement.peer_shard, lane.dial);
-        let peer = self.peers.meet(&node);
+        let (peer, _) = self.peers.meet(&node);
         let known = self.peers.get(peer).map_or(node.incarnation, |peer| peer.node.incarnation);
         let lives = self.peers.get(peer).is_some_and(|peer| !peer.lanes.is_empty());
         if node.incarnation < known && lives {

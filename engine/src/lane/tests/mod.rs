@@ -9,3 +9,4 @@ mod opening;
 mod pair;
 mod protocol;
 mod pulse;
+mod ways;

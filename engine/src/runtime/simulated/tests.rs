@@ -10,6 +10,7 @@ mod life;
 mod pauses;
 mod repeats;
 mod services;
+mod strangers;
 
 use std::cell::Cell;
 use std::ops::Range;

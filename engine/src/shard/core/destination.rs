@@ -95,10 +95,10 @@ impl Core {
             return self.destination_in_engine(traveller);
         }
         let (mut lanes, now) = (self.lanes.borrow_mut(), self.now());
-        if let Some(spot) = journey.and_then(|journey| journey.again)
-            && let Some(peer) = lanes.same(spot)
-        {
-            match lanes.way(peer, Some(spot.shard), now) {
+        let at_work =
+            journey.and_then(|journey| journey.again).and_then(|spot| Some((lanes.same(spot)?, spot)));
+        if let Some((peer, spot)) = at_work {
+            match lanes.way_back(peer, spot.shard, now) {
                 Way::Lane(lane) => return Destination::Lane(lane),
                 Way::Opening => return Destination::Opening(peer),
                 Way::Away => {}
@@ -106,6 +106,10 @@ impl Core {
         }
         let Traveller { index, id, key, .. } = *traveller;
         match lanes.choose(&Ask { index, id, key, choice }, contract, own_serves, journey, now) {
+            // Over another lane of the node that may be at work on it, it could run there a second time.
+            Chosen::Peer { peer, .. } if at_work.is_some_and(|(at, _)| at == peer) => {
+                Destination::Opening(peer)
+            }
             Chosen::Peer { peer, shard } => match lanes.way(peer, shard, now) {
                 Way::Lane(lane) => Destination::Lane(lane),
                 // There is nobody else: it waits until the next attempt to get there.
