@@ -67,6 +67,8 @@ mod lane;
 #[cfg(not(catga_loom))]
 pub mod limits;
 #[cfg(not(catga_loom))]
+mod log_limit;
+#[cfg(not(catga_loom))]
 mod nodes;
 #[cfg(not(catga_loom))]
 mod placement;

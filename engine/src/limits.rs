@@ -169,6 +169,9 @@ pub const LOOKUP_SOON: Duration = Duration::from_secs(5);
 /// The pause between two lookups of the name of the cluster's nodes, while all of them are up.
 pub const LOOKUP_REST: Duration = Duration::from_secs(30);
 
+/// Lines that a shard logs in a second about connections that ended and had never been a node's. The rest is counted.
+pub const STRANGER_LINES_MAX: u32 = 100;
+
 const _: () = assert!(LOOKUP_SOON.as_nanos() < LOOKUP_REST.as_nanos());
 const _: () =
     assert!(WATCH_INTERVAL.as_nanos() * 2 < STALL.as_nanos() && STALL.as_nanos() < STUCK.as_nanos());

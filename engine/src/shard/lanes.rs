@@ -131,7 +131,16 @@ impl Shard {
         for Ended { key, closed, traffic, connected, broke, was_open } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
+            // Of who never proved to be a node there may come any number.
+            let left_out = if was_open || !connected { Some(0) } else { self.strangers_logged.admits(now) };
+            if let Some(left_out @ 1..) = left_out {
+                tracing::info!(
+                    left_out,
+                    "lines about strangers were left out of the log; the counters have them"
+                );
+            }
             match broke.map(|error| error.to_string()) {
+                _ if left_out.is_none() => {}
                 Some(error) if !connected => {
                     tracing::info!(
                         peer,

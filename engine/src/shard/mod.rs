@@ -29,6 +29,8 @@ use crate::client::inbox::Inbox;
 use crate::context::{Context, ShardId};
 use crate::instance::{discard, text_of};
 use crate::lane::lanes::{Ended, LaneSetup, Lanes};
+use crate::limits::STRANGER_LINES_MAX;
+use crate::log_limit::LogLimit;
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
 use crate::runtime::{Token, World};
@@ -140,6 +142,7 @@ pub(crate) struct Shard {
     tokens: Vec<Token>,
     due: Vec<LaneKey>,
     ended: Vec<Ended>,
+    strangers_logged: LogLimit,
     /// It takes nothing new: the engine is stopping.
     refusing: bool,
     /// It has told the others that it has nothing to do.
@@ -180,6 +183,7 @@ impl Shard {
             tokens: Vec::new(),
             due: Vec::new(),
             ended: Vec::new(),
+            strangers_logged: LogLimit::new(STRANGER_LINES_MAX),
             refusing: false,
             quiet: false,
             closing: false,
