@@ -142,7 +142,7 @@ impl Shard {
         }
         self.ended = ended;
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);
-        self.tell_contacts();
+        self.tell_contacts(now);
         self.core.resolve_again();
         self.core.lanes.borrow_mut().begin_round(now, |call| self.core.calls.borrow_mut().is_told(call));
         loop {
@@ -166,9 +166,9 @@ impl Shard {
     }
 
     /// Tells the agent whom this shard is in touch with, if that has changed.
-    fn tell_contacts(&mut self) {
+    fn tell_contacts(&mut self, now: Time) {
         let Some(membership) = &mut self.membership else { return };
-        if let Some(contacts) = self.core.lanes.borrow_mut().new_contacts() {
+        if let Some(contacts) = self.core.lanes.borrow_mut().new_contacts(now) {
             membership.contacts.publish(Arc::new(contacts));
             membership.agent.wake();
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod events;
 mod ledger;
 mod life;
+mod lives;
 mod pauses;
 mod repeats;
 mod services;
