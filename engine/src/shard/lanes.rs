@@ -212,7 +212,7 @@ impl Core {
                 if header.flags.contains(Flags::IDEMPOTENT) && !self.is_first(lane, &mut to) {
                     return;
                 }
-                let deadline = now.after_micros(header.remaining_us.saturating_sub(late_us));
+                let deadline = now.after_left(header.remaining_us, late_us);
                 if let Some(refusal) = self.turns_away(lane, &header, now) {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
@@ -323,7 +323,7 @@ impl Core {
         }
         let mut copy = pool::take();
         copy.copy_foreign(frame);
-        self.broadcast(copy, to, now.after_micros(header.remaining_us.saturating_sub(late_us)), None);
+        self.broadcast(copy, to, now.after_left(header.remaining_us, late_us), None);
     }
 
     /// Ends what hung on a lane: its calls, those that waited for it, and what would have been answered over it. Idempotent

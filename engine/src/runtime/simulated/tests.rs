@@ -4,6 +4,7 @@
 
 mod broadcasts;
 mod cluster;
+mod deadlines;
 mod events;
 mod ledger;
 mod life;
