@@ -47,7 +47,7 @@ impl Time {
     }
 
     /// The time from this moment to `deadline`, as a header carries it: zero if it has passed. Rounded down, to microseconds,
-    /// or to milliseconds if it is more than 36 minutes; at most [`TRAVELS_MAX`].
+    /// or to milliseconds if it is more than 36 minutes; at most 24 days and 20 hours.
     #[must_use]
     #[inline]
     pub(crate) const fn left_until(self, deadline: Self) -> u32 {
