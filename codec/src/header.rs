@@ -174,7 +174,8 @@ pub struct Header {
     pub call: CallId,
     /// Hash of the key; counts if [`Flags::KEYED`] is set.
     pub key: u64,
-    /// Microseconds until the deadline.
+    /// Time until the deadline: in microseconds below 2^31 (36 minutes); with the top bit set, in milliseconds in the other 31
+    /// bits (24 days). All ones is that or more.
     pub remaining_us: u32,
     /// The target shard.
     pub shard: u16,

@@ -65,6 +65,8 @@ pub struct Contacts {
     pub nodes: Vec<Contact>,
     /// The targets that cannot have a lane as things are, with the reason. One that merely cannot be reached is not here.
     pub refused: Vec<(Target, Refused)>,
+    /// Lives that do not make way for a later one of the same id; at most as many as the shard remembers.
+    pub superseded: Vec<Superseded>,
     /// Whether each target that it was told of has been tried to an end at least once: there is a lane, or the attempt
     /// failed. False as long as it was told of no list of targets, even an empty one. Asked of the [`KEEPER`] only.
     pub settled: bool,
@@ -77,6 +79,16 @@ pub struct Contact {
     pub node: Arc<Node>,
     /// Whether it has said that it leaves.
     pub leaving: bool,
+}
+
+/// A life of a node that goes on although a later one has its id. After a restart the lanes of the former life end and that
+/// is all; this one has come again and again, for longer than [`RIVALS_AFTER`](crate::members::RIVALS_AFTER).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Superseded {
+    /// Another node: its lanes were closed, because there are some to a later life of it.
+    Theirs(Arc<Node>),
+    /// This node itself: this peer closed its lanes, because it has some to a later life.
+    Own(Arc<Node>),
 }
 
 /// Why a target cannot have a lane.

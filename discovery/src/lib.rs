@@ -21,7 +21,7 @@ pub mod node;
 pub mod sync;
 pub mod view;
 
-pub use contacts::{Contact, Contacts, KEEPER, Refused, Target, TargetError};
+pub use contacts::{Contact, Contacts, KEEPER, Refused, Superseded, Target, TargetError};
 pub use endpoint::{Endpoint, EndpointError};
 pub use mailbox::{Publisher, Subscriber, mailbox};
 pub use members::{Members, Notice};

@@ -13,7 +13,8 @@
 //!
 //! A listed node is not forgotten but stays suspect. A higher incarnation replaces a lower one at once, and news about the
 //! lower one is ignored: unless the higher has been silent for [`GONE_AFTER`], because then the lower one is the living
-//! one and its clock was set back. Two that live under one id are reported.
+//! one and its clock was set back. Two that live under one id are reported, once: a shard keeps lanes to the higher one only, so
+//! mostly the lower one is not seen by its lanes but by how it comes again and again, and is turned away ([`Superseded`]).
 //!
 //! The machine does no I/O and reads no clock. News is put in, [`advance`](Members::advance) draws the conclusions for a
 //! moment, counted from any fixed start, and then what is new can be taken.
@@ -27,7 +28,7 @@ use std::{
 };
 
 use crate::{
-    contacts::{Contact, Contacts, KEEPER, Refused, Target},
+    contacts::{Contact, Contacts, KEEPER, Refused, Superseded, Target},
     endpoint::Endpoint,
     node::{Incarnation, Node, NodeId},
     view::{Member, NodeState, View},
@@ -36,7 +37,7 @@ use crate::{
 /// A node with which no shard has had a lane for so long is forgotten.
 pub const GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// Two nodes that both have lanes under one id for so long are an error, and not a restart.
+/// Two nodes that both have lanes under one id, or ask for them, for so long are an error, and not a restart.
 pub const RIVALS_AFTER: Duration = Duration::from_secs(3);
 
 /// Nodes that are known at once, besides this one. One more is not taken, with a notice: one for each such node, and for as
@@ -81,10 +82,12 @@ struct Known {
     silent_since: Option<Duration>,
 }
 
-/// A node that has a lane under the id of another one that lives.
+/// A node that has a lane, or asks for one, under the id of another one that lives. One that was told of is remembered until
+/// nothing has been seen of it for [`GONE_AFTER`]: it may come seldom, and is no news each time.
 #[derive(Debug)]
 struct Rival {
     since: Duration,
+    last: Duration,
     told: bool,
 }
 
@@ -102,6 +105,8 @@ pub enum Notice {
     ThisNode(Target),
     /// Two nodes live under one id: the one that is taken for it, and the one that is ignored.
     TwoLives(Arc<Node>, Arc<Node>),
+    /// Another node lives under the id of this one, and began later: this one, and the first of the peers that say so.
+    Outlived(Arc<Node>, Arc<Node>),
     /// There are [`NODES_MAX`] nodes already: this one is ignored. Said once for each, until it is taken after all.
     TooMany(Arc<Node>),
 }
@@ -110,7 +115,7 @@ impl Notice {
     /// Whether somebody has to do something about it.
     #[must_use]
     pub fn is_error(&self) -> bool {
-        matches!(self, Self::Refused(..) | Self::TwoLives(..) | Self::TooMany(_))
+        matches!(self, Self::Refused(..) | Self::TwoLives(..) | Self::Outlived(..) | Self::TooMany(_))
     }
 }
 
@@ -125,8 +130,14 @@ impl fmt::Display for Notice {
             Self::ThisNode(target) => write!(f, "{target} is this node; it is looked for no more"),
             Self::TwoLives(taken, ignored) => write!(
                 f,
-                "two nodes have the id {}: {taken}, and {ignored}, which is ignored; give one of them another id",
+                "two nodes have the id {}: {taken}, and {ignored}, which is ignored; stop one of them, or give it another id",
                 taken.id
+            ),
+            Self::Outlived(own, peer) => write!(
+                f,
+                "another node that began later has the id {} of this one: {peer} takes lanes with that one only, and none with \
+                 this one, which is {own}; stop one of the two, or give it another id (the log there names both)",
+                own.id
             ),
             Self::TooMany(node) => {
                 write!(f, "{node} is ignored: {NODES_MAX} nodes are known, and there is no room for more")
@@ -192,7 +203,9 @@ impl Members {
         let contacts = mem::take(&mut self.contacts);
         let nodes = || contacts.iter().flat_map(|shard| &shard.nodes);
         self.learn(nodes());
-        self.judge(nodes());
+        let others = self.judge(nodes());
+        self.find_rivals(&others, contacts.iter().flat_map(|shard| &shard.superseded));
+        drop(others);
         self.contacts = contacts;
     }
 
@@ -327,12 +340,12 @@ impl Members {
         }
     }
 
-    /// Settles the state of each known node, and finds those that share an id.
-    fn judge<'a>(&mut self, contacts: impl Iterator<Item = &'a Contact>) {
+    /// Settles the state of each known node. Gives the nodes with lanes that are none of these.
+    fn judge<'a>(&mut self, contacts: impl Iterator<Item = &'a Contact>) -> Vec<&'a Arc<Node>> {
         for known in self.known.values_mut() {
             known.open = false;
         }
-        let mut others: Vec<&Arc<Node>> = Vec::new();
+        let mut others: Vec<&'a Arc<Node>> = Vec::new();
         for Contact { node, leaving } in contacts {
             match self.known.get_mut(&node.id) {
                 Some(known) if known.member.node.incarnation == node.incarnation => {
@@ -352,28 +365,68 @@ impl Members {
                 self.view_changed = true;
             }
         }
-        self.find_rivals(&others);
+        others
     }
 
-    fn find_rivals(&mut self, others: &[&Arc<Node>]) {
+    /// Finds nodes that share an id: those whose lower life still has lanes, and those whose lower life keeps being turned away.
+    fn find_rivals<'a>(
+        &mut self,
+        others: &[&'a Arc<Node>],
+        superseded: impl Iterator<Item = &'a Superseded>,
+    ) {
         let mut before = mem::take(&mut self.rivals);
-        for &node in others {
-            let living = match self.known.get(&node.id) {
-                Some(known) if known.open => &known.member.node,
-                None if node.id == self.own.node.id => &self.own.node,
-                _ => continue,
-            };
-            let name = (node.id.clone(), node.incarnation);
-            if living.incarnation == node.incarnation || self.rivals.contains_key(&name) {
-                continue;
+        for node in others {
+            if let Some(living) = self.living(node) {
+                self.is_rival(&mut before, node, false, Notice::TwoLives(living, (*node).clone()));
             }
-            let mut rival = before.remove(&name).unwrap_or(Rival { since: self.now, told: false });
-            if !rival.told && self.now.saturating_sub(rival.since) >= RIVALS_AFTER {
-                rival.told = true;
-                self.notices.push(Notice::TwoLives(living.clone(), node.clone()));
-            }
-            self.rivals.insert(name, rival);
         }
+        for life in superseded {
+            match life {
+                Superseded::Theirs(node) => {
+                    if let Some(living) = self.living(node) {
+                        self.is_rival(&mut before, node, true, Notice::TwoLives(living, node.clone()));
+                    }
+                }
+                Superseded::Own(peer) => {
+                    let own = self.own.node.clone();
+                    self.is_rival(&mut before, &own, true, Notice::Outlived(own.clone(), peer.clone()));
+                }
+            }
+        }
+        before.retain(|_, rival| rival.told && self.now.saturating_sub(rival.last) < GONE_AFTER);
+        let room = NODES_MAX.saturating_sub(self.rivals.len());
+        self.rivals.extend(before.into_iter().take(room));
+    }
+
+    /// The node that has the id of this one, if that is another one, and there.
+    fn living(&self, node: &Node) -> Option<Arc<Node>> {
+        let living = match self.known.get(&node.id) {
+            Some(known) if known.open => &known.member.node,
+            None if node.id == self.own.node.id => &self.own.node,
+            _ => return None,
+        };
+        (living.incarnation != node.incarnation).then(|| living.clone())
+    }
+
+    /// `node` shares an id: a moment after a restart it may, if that is not `proven` to be more. `before`: the rivals as they
+    /// were a round ago.
+    fn is_rival(
+        &mut self,
+        before: &mut BTreeMap<(NodeId, Incarnation), Rival>,
+        node: &Node,
+        proven: bool,
+        notice: Notice,
+    ) {
+        let name = (node.id.clone(), node.incarnation);
+        let now = self.now;
+        let known = self.rivals.remove(&name).or_else(|| before.remove(&name));
+        let mut rival = known.unwrap_or(Rival { since: now, last: now, told: false });
+        rival.last = now;
+        if !rival.told && (proven || now.saturating_sub(rival.since) >= RIVALS_AFTER) {
+            rival.told = true;
+            self.notices.push(notice);
+        }
+        self.rivals.insert(name, rival);
     }
 }
 

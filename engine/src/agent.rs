@@ -267,7 +267,7 @@ impl Agent {
             }
             self.board.count(|stats| match notice {
                 Notice::Refused(..) => stats.targets_refused += 1,
-                Notice::TwoLives(..) => stats.ids_shared += 1,
+                Notice::TwoLives(..) | Notice::Outlived(..) => stats.ids_shared += 1,
                 Notice::TooMany(_) => stats.nodes_ignored += 1,
                 _ => {}
             });

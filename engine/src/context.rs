@@ -155,7 +155,9 @@ impl Context {
 
     /// Publishes an event to every service that listens, on this shard and the others, and on every other node that is up. It
     /// leaves when this handler has returned (an async one: when it next waits), or before the next request that it sends, so
-    /// that who gets both gets them in order; and not at all if the handler panics before that. Does not wait; where a bound
+    /// that who gets both gets them in order; and not at all if the handler panics before that. Right after the start that order
+    /// holds on this node only: until every node of the list has been tried, and while a lane is being made, events for other
+    /// nodes wait, and a request to a node that can be reached already does not. Does not wait; where a bound
     /// is full, or for a node that cannot be reached, the event is dropped there, and counted in
     /// [`ShardStats::events_dropped`](crate::ShardStats).
     ///

@@ -192,7 +192,7 @@ pub struct DiscoveryStats {
     pub lookups_failed: u64,
     /// Targets that cannot have a lane, such as one with another key; once for each and for each reason.
     pub targets_refused: u64,
-    /// Nodes that live under the id of another one.
+    /// Nodes that live under the id of another one, each once; this one is counted too, if peers turn it away for a later one.
     pub ids_shared: u64,
     /// Nodes that were not taken because there are too many, each once.
     pub nodes_ignored: u64,

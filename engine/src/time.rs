@@ -46,19 +46,22 @@ impl Time {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// Whole microseconds from this moment to `deadline`, as a header carries them: zero if it has passed.
+    /// The time from this moment to `deadline`, as a header carries it: zero if it has passed. Rounded down, to microseconds,
+    /// or to milliseconds if it is more than 36 minutes; at most 24 days and 20 hours.
     #[must_use]
     #[inline]
-    pub(crate) const fn micros_until(self, deadline: Self) -> u32 {
+    pub(crate) const fn left_until(self, deadline: Self) -> u32 {
         let micros = deadline.0.saturating_sub(self.0) / 1_000;
-        if micros > u32::MAX as u64 { u32::MAX } else { micros as u32 }
+        if micros < IN_MILLIS as u64 { micros as u32 } else { left_in_millis(micros) }
     }
 
-    /// The deadline that a header with so many microseconds left means.
+    /// The deadline that a header means that says that so much was left, and was read `late_us` microseconds too late.
     #[must_use]
     #[inline]
-    pub(crate) const fn after_micros(self, micros: u32) -> Self {
-        Self(self.0.saturating_add(micros as u64 * 1_000))
+    pub(crate) const fn after_left(self, left: u32, late_us: u32) -> Self {
+        let nanos =
+            if left < IN_MILLIS { left as u64 * 1_000 } else { (left - IN_MILLIS) as u64 * 1_000_000 };
+        Self(self.0.saturating_add(nanos.saturating_sub(late_us as u64 * 1_000)))
     }
 
     /// This moment and `duration` more, at most [`Time::NEVER`].
@@ -67,6 +70,20 @@ impl Time {
     pub(crate) fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
+}
+
+/// The top bit of what a header says is left: the others are milliseconds.
+const IN_MILLIS: u32 = 1 << 31;
+
+/// The longest time that a header can say is left: 24 days and 20 hours.
+#[cfg(test)]
+pub(crate) const TRAVELS_MAX: Duration = Duration::from_millis(IN_MILLIS as u64 - 1);
+
+/// Calls of more than half an hour are rare: out of the way of the others.
+#[cold]
+const fn left_in_millis(micros: u64) -> u32 {
+    let millis = micros / 1_000;
+    if millis >= IN_MILLIS as u64 { u32::MAX } else { IN_MILLIS | millis as u32 }
 }
 
 /// What foreign threads take the time from.
@@ -109,8 +126,31 @@ mod tests {
         assert_eq!(Time::ZERO.since(now), Duration::ZERO);
         assert_eq!(Time::NEVER + Duration::from_secs(1), Time::NEVER);
         assert_eq!(now + Duration::MAX, Time::NEVER);
-        assert_eq!(now.micros_until(Time::NEVER), u32::MAX);
-        assert_eq!(now.micros_until(Time::ZERO), 0);
-        assert_eq!(now.after_micros(3), Time::from_nanos(8_000));
+        assert_eq!(now.left_until(Time::NEVER), u32::MAX);
+        assert_eq!(now.left_until(Time::ZERO), 0);
+        assert_eq!(now.after_left(3, 0), Time::from_nanos(8_000));
+        assert_eq!(now.after_left(3, 2), Time::from_nanos(6_000));
+        assert_eq!(now.after_left(3, u32::MAX), now);
+    }
+
+    #[test]
+    fn what_a_header_says_is_left_is_never_more_than_that_and_hardly_less() {
+        let now = Time::from_nanos(123_456_789);
+        let second = Duration::from_secs(1);
+        let half_an_hour = Duration::from_micros(u64::from(IN_MILLIS));
+        let near = |time: Duration| [time - second, time - Duration::from_nanos(1), time, time + second];
+        let times =
+            [Duration::from_micros(1), second, Duration::from_secs(4_294), Duration::from_secs(3 * 3600)];
+        for time in times.into_iter().chain(near(half_an_hour)).chain(near(TRAVELS_MAX)) {
+            let heard = now.after_left(now.left_until(now + time), 0).since(now);
+            let unit = if time < half_an_hour { Duration::from_micros(1) } else { Duration::from_millis(1) };
+            assert!(heard <= time && heard + unit > time.min(TRAVELS_MAX), "{time:?} is heard as {heard:?}");
+            let late = now.after_left(now.left_until(now + time), 300_000).since(now);
+            assert_eq!(late, heard.saturating_sub(Duration::from_millis(300)), "{time:?}");
+        }
+        for time in [Duration::MAX, TRAVELS_MAX + second] {
+            let heard = now.after_left(now.left_until(now + time), 0).since(now);
+            assert_eq!(heard, TRAVELS_MAX, "again and again");
+        }
     }
 }

@@ -349,6 +349,52 @@ fn two_lives_under_one_id_are_told_once_if_it_is_more_than_a_restart() {
 }
 
 #[test]
+fn a_life_that_keeps_being_turned_away_is_told_once_however_seldom_it_comes_again() {
+    let mut members = members(&[]);
+    let mut told = |second: Duration, living: Option<u64>, superseded: &[Superseded]| {
+        let nodes = living.map(|incarnation| contact(1, incarnation, false)).into_iter().collect();
+        let said = Contacts { superseded: superseded.to_vec(), ..(*contacts(nodes)).clone() };
+        members.heard(0, Arc::new(said));
+        members.advance(second);
+        members.take_notices().into_iter().filter(Notice::is_error).collect::<Vec<_>>()
+    };
+    let old = [Superseded::Theirs(node(1, 1))];
+    assert_eq!(told(S, Some(2), &[]), []);
+    assert_eq!(
+        told(S * 4, Some(2), &old),
+        [Notice::TwoLives(node(1, 2), node(1, 1))],
+        "the shard has judged"
+    );
+    assert_eq!(told(S * 5, Some(2), &old), []);
+    assert_eq!(told(S * 6, Some(2), &[]), [], "it comes seldom");
+    assert_eq!(told(S * 35, Some(2), &old), []);
+    assert_eq!(told(S * 66, Some(2), &[]), []);
+    assert_eq!(told(S * 67, Some(2), &old).len(), 1, "half a minute of peace, and here it is again");
+    // The later one has gone: then the earlier one has the id for itself.
+    assert_eq!(told(S * 140, None, &[]), []);
+    assert_eq!(told(S * 141, Some(1), &old), []);
+}
+
+#[test]
+fn a_node_that_peers_turn_away_for_a_later_one_says_so_once() {
+    let mut members = members(&[1, 2]);
+    let mut told = |second: Duration, shard: u16, by: u8| {
+        let superseded = vec![Superseded::Own(node(by, 1))];
+        members.heard(shard, Arc::new(Contacts { superseded, ..Contacts::default() }));
+        members.advance(second);
+        members.take_notices().into_iter().filter(Notice::is_error).collect::<Vec<_>>()
+    };
+    let notices = told(S, 0, 1);
+    assert_eq!(notices, [Notice::Outlived(node(0, 10), node(1, 1))]);
+    let line = notices[0].to_string();
+    for part in ["the id node0 of this one", "node1 at 127.0.0.1:1", "incarnation 10", "give it another id"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(told(S * 2, 0, 1), []);
+    assert_eq!(told(S * 3, 1, 2), [], "another peer says nothing new");
+}
+
+#[test]
 fn a_node_whose_clock_was_set_back_is_taken_when_its_other_life_is_long_silent() {
     let mut members = members(&[1]);
     members.heard(0, contacts(vec![contact(1, 9, true)]));

@@ -37,7 +37,7 @@ fn unnamed(number: u16) -> Target {
 
 fn lanes(with: &[u16]) -> Contacts {
     let contact = |&number: &u16| Contact { node: Arc::new(node(number, 1)), leaving: false };
-    Contacts { nodes: with.iter().map(contact).collect(), refused: Vec::new(), settled: true }
+    Contacts { nodes: with.iter().map(contact).collect(), settled: true, ..Contacts::default() }
 }
 
 fn states(view: &View) -> Vec<(&str, NodeState)> {
@@ -255,7 +255,7 @@ fn what_is_wrong_with_the_cluster_is_counted() {
     let (mut agent, mut ends) = wire(node(0, 1), vec![target(1)], None, 2);
     let refused = vec![(target(1), Refused::Because("it has another key".into()))];
     let stranger = Contact { node: Arc::new(node(0, 2)), leaving: false };
-    say(&mut ends[0], Contacts { nodes: vec![stranger], refused, settled: true });
+    say(&mut ends[0], Contacts { nodes: vec![stranger], refused, ..lanes(&[]) });
     assert_eq!(agent.round(at(1)), at(4));
     agent.round(at(4));
     agent.round(at(5));

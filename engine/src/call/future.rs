@@ -50,7 +50,8 @@ impl<'a, R: Request> Call<'a, R> {
         Self { ctx, request, deadline: None, manner, stage: Stage::Unsent }
     }
 
-    /// The time the call may take, from now. What is left of the handler's own time bounds it all the same.
+    /// The time the call may take, from now. What is left of the handler's own time bounds it all the same. A handler on another
+    /// shard or node is given 24 days of it at most.
     pub fn within(mut self, deadline: Duration) -> Self {
         let core = self.ctx.core();
         self.deadline = Some((core.now() + deadline).min(self.ctx.deadline()));

@@ -251,6 +251,7 @@ impl<R: Request> std::fmt::Debug for ClientCall<'_, R> {
 
 impl<R: Request> ClientCall<'_, R> {
     /// The time the call may take, from when it is first polled. It ends at most 10 ms later, even if its shard is stuck.
+    /// A handler on another shard or node than the one that takes the call is given 24 days of it at most.
     pub fn within(mut self, deadline: Duration) -> Self {
         self.within = deadline;
         self

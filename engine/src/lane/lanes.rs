@@ -39,6 +39,7 @@ use crate::lane::key::ClusterKey;
 use crate::lane::outcome::{Fate, SendError};
 use crate::lane::peers::{Missed, Peers};
 use crate::lane::protocol::Lane;
+use crate::lane::rivals::Rivals;
 use crate::runtime::World;
 use crate::shard::mesh::NoRoom;
 use crate::time::Time;
@@ -98,6 +99,8 @@ pub(crate) struct Lanes {
     /// Events for other nodes.
     pub(super) events: Events,
     pub(super) contacts_changed: bool,
+    /// Lives that come although a later one is here.
+    rivals: Rivals,
     pub(super) draws: u64,
 }
 
@@ -157,6 +160,7 @@ impl Lanes {
             again: Vec::new(),
             events: Events::default(),
             contacts_changed,
+            rivals: Rivals::default(),
             draws: jitter,
         }
     }
@@ -379,6 +383,9 @@ impl Lanes {
         let Some(lane) = self.get(key) else { return false };
         let (was_open, dial) = (lane.is_open, lane.dial);
         let peer = lane.node.as_ref().and_then(|node| self.peers.find(&node.id));
+        if let Some(node) = lane.node.clone() {
+            self.rivals.lane_ended(&node, closed, was_open, now);
+        }
         let _ = self.with(key, |lane| (lane.is_open, lane.receive) = (false, None));
         self.open -= usize::from(was_open);
         if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer)) {
@@ -497,7 +504,7 @@ impl Lanes {
     }
 
     /// What this shard knows by its lanes, if that has changed since it was last asked.
-    pub(crate) fn new_contacts(&mut self) -> Option<Contacts> {
+    pub(crate) fn new_contacts(&mut self, now: Time) -> Option<Contacts> {
         if !std::mem::take(&mut self.contacts_changed) {
             return None;
         }
@@ -513,7 +520,8 @@ impl Lanes {
                 None => nodes.push(Contact { node: node.clone(), leaving }),
             }
         }
-        Some(Contacts { nodes, refused: self.peers.refused().collect(), settled: self.peers.are_settled() })
+        let (refused, settled) = (self.peers.refused().collect(), self.peers.are_settled());
+        Some(Contacts { nodes, refused, superseded: self.rivals.lasting(now), settled })
     }
 }
 

@@ -6,7 +6,8 @@
 //! [`protocol`] is the state machine over all of it, [`sending`] the part of it that queues frames for the engine, and
 //! [`outcome`] what it answers. None of these does I/O or reads a clock: bytes and `now` come in, bytes go out, so tests
 //! and fuzzers drive whole lanes in memory. Around them, [`io`] is one connection, [`lanes`] all those of a shard, [`peers`] the
-//! nodes that they lead to and how these are dialled, and [`ways`] which lane a request takes.
+//! nodes that they lead to and how these are dialled, and [`ways`] which lane a request takes;
+//! [`rivals`] notices two nodes of one id.
 //!
 //! ```text
 //!   socket ──▶ ReceiveBuffer ──▶ Lane::next_frame ──▶ Step::Frame ──▶ the engine
@@ -30,6 +31,7 @@ pub(crate) mod peers;
 pub(crate) mod proof;
 pub(crate) mod protocol;
 pub(crate) mod pulse;
+mod rivals;
 pub(crate) mod sending;
 pub(crate) mod ways;
 

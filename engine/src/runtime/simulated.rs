@@ -42,6 +42,7 @@ use crate::cluster::List;
 use crate::placement::{Machine, Placement, Wish};
 use crate::shard::core::Core;
 use crate::shard::{Control, Shard, Turn};
+use crate::stats::DiscoveryStats;
 use crate::time::{Clock, Time};
 use crate::{Builder, Engine};
 
@@ -287,6 +288,11 @@ impl Simulation {
     /// The nodes as the agent of a running node tells them.
     pub(crate) fn view(&self, node: usize) -> Option<Arc<View>> {
         self.nodes[node].running.as_ref().map(|running| running.agent.board().nodes().view().clone())
+    }
+
+    /// What the agent of a running node has counted.
+    pub(crate) fn discovery(&self, node: usize) -> DiscoveryStats {
+        self.nodes[node].running.as_ref().map(|running| running.agent.board().stats()).unwrap_or_default()
     }
 
     /// Adds someone outside all engines: its future is polled before and after every turn.

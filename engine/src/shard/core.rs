@@ -315,7 +315,7 @@ impl Core {
         if self.clustered && (R::KEYED || manner != Manner::default()) {
             self.travels(call, manner.choice.of(R::KEYED), manner.flags);
         }
-        let header = request_header(request, manner.flags, call, now.micros_until(deadline));
+        let header = request_header(request, manner.flags, call, now.left_until(deadline));
         let no_room = match destination {
             Destination::Shard(shard) => {
                 let header = Header { shard, ..header };

@@ -163,7 +163,7 @@ impl Shard {
         }
         self.ended = ended;
         self.core.lanes.borrow_mut().bury(&mut *self.world, now);
-        self.tell_contacts();
+        self.tell_contacts(now);
         self.core.resolve_again();
         self.core.lanes.borrow_mut().begin_round(now, |call| self.core.calls.borrow_mut().is_told(call));
         loop {
@@ -187,9 +187,9 @@ impl Shard {
     }
 
     /// Tells the agent whom this shard is in touch with, if that has changed.
-    fn tell_contacts(&mut self) {
+    fn tell_contacts(&mut self, now: Time) {
         let Some(membership) = &mut self.membership else { return };
-        if let Some(contacts) = self.core.lanes.borrow_mut().new_contacts() {
+        if let Some(contacts) = self.core.lanes.borrow_mut().new_contacts(now) {
             membership.contacts.publish(Arc::new(contacts));
             membership.agent.wake();
         }
@@ -233,7 +233,7 @@ impl Core {
                 if header.flags.contains(Flags::IDEMPOTENT) && !self.is_first(lane, &mut to) {
                     return;
                 }
-                let deadline = now.after_micros(header.remaining_us.saturating_sub(late_us));
+                let deadline = now.after_left(header.remaining_us, late_us);
                 if let Some(refusal) = self.turns_away(lane, &header, now) {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
@@ -344,7 +344,7 @@ impl Core {
         }
         let mut copy = pool::take();
         copy.copy_foreign(frame);
-        self.broadcast(copy, to, now.after_micros(header.remaining_us.saturating_sub(late_us)), None);
+        self.broadcast(copy, to, now.after_left(header.remaining_us, late_us), None);
     }
 
     /// Ends what hung on a lane: its calls, those that waited for it, and what would have been answered over it. Idempotent

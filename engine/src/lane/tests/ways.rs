@@ -59,8 +59,8 @@ fn the_agent_is_told_what_is_refused_whenever_the_targets_change() {
     let target = Target { endpoint: SocketAddr::from(([10, 0, 0, 1], 7)).into(), id: None };
     for targets in [&[target][..], &[]] {
         lanes.aim(targets);
-        let contacts = lanes.new_contacts().expect("news, if only that nothing is refused");
+        let contacts = lanes.new_contacts(Time::ZERO).expect("news, if only that nothing is refused");
         assert_eq!((contacts.refused.len(), contacts.settled), (0, targets.is_empty()));
-        assert!(lanes.new_contacts().is_none());
+        assert!(lanes.new_contacts(Time::ZERO).is_none());
     }
 }

@@ -68,6 +68,11 @@ impl Weather {
         }
     }
 
+    /// Bytes take at most so long, and at least as long as before, if that is not longer.
+    pub(crate) fn delay_up_to(&mut self, longest: Duration) {
+        (self.delay_min, self.delay_max) = (self.delay_min.min(longest), longest);
+    }
+
     /// Drawn by chance, for storms; nobody is turned away. So many of a thousand of them move a few bytes at a time.
     pub(crate) fn drawn(rng: &mut Rng, grainy: u64) -> Self {
         let delay_min = rng.time(Duration::ZERO, Duration::from_micros(300));

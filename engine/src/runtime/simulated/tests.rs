@@ -4,9 +4,11 @@
 
 mod broadcasts;
 mod cluster;
+mod deadlines;
 mod events;
 mod ledger;
 mod life;
+mod lives;
 mod pauses;
 mod repeats;
 mod services;

@@ -125,7 +125,7 @@ impl Core {
             Try::First | Try::Once => Ticket::NONE,
         };
         frame.set_call(call);
-        frame.set_remaining_us(self.now().micros_until(deadline));
+        frame.set_remaining_us(self.now().left_until(deadline));
         let passed = match destination {
             Destination::Shard(shard) => {
                 peer(&mut self.mesh.borrow_mut(), shard).forward(frame, ticket).map(|()| Target::Shard(shard))

@@ -46,7 +46,7 @@ impl Core {
             ),
             _ => {
                 let mut to = ReplyTo::Shard { shard, call: header.call };
-                self.serve(header, incoming, ctx, &mut to, self.now().after_micros(header.remaining_us));
+                self.serve(header, incoming, ctx, &mut to, self.now().after_left(header.remaining_us, 0));
             }
         }
     }
@@ -172,7 +172,7 @@ impl Core {
         if header.call == CallId::default() {
             self.listen(incoming, ctx, &mut ReplyTo::Nobody, Time::NEVER);
         } else {
-            self.listen(incoming, ctx, &mut asker, self.now().after_micros(header.remaining_us));
+            self.listen(incoming, ctx, &mut asker, self.now().after_left(header.remaining_us, 0));
         }
     }
 

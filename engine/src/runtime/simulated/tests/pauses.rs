@@ -74,7 +74,7 @@ fn pauses(seed: u64) -> (u64, u64) {
     assert!(simulation.run(ms(1_000), joined), "the nodes do not meet");
     simulation.hold_ups = rng.below(60);
     let delay = rng.time(Duration::ZERO, ms(2));
-    simulation.network.borrow().weather.delay_max = delay;
+    simulation.network.borrow().weather.delay_up_to(delay);
     for _ in 0..3 {
         let pause = rng.time(PAUSE, ms(3_000));
         let until = simulation.now + pause + ms(200);

@@ -37,7 +37,7 @@ fn resets(seed: u64) -> (u64, usize) {
     let joined = |simulation: &mut Simulation| simulation.cores(A).any(|core| core.lanes.borrow().open() > 0);
     assert!(simulation.run(ms(1_000), joined), "the nodes do not meet");
     simulation.hold_ups = rng.below(60);
-    simulation.network.borrow().weather.delay_max = rng.time(Duration::ZERO, ms(2));
+    simulation.network.borrow().weather.delay_up_to(rng.time(Duration::ZERO, ms(2)));
     for _ in 0..rng.between(3, 8) {
         calls(&mut simulation, &mut rng);
         let pause = rng.time(Duration::ZERO, ms(5));

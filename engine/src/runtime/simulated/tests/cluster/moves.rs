@@ -94,7 +94,7 @@ impl Moves {
         let mut cluster = Cluster::of(seed, NODES, |_, rng| role(rng));
         cluster.simulation.hold_ups = cluster.rng.below(30);
         let delay = cluster.rng.time(Duration::from_micros(50), ms(2));
-        cluster.simulation.network.borrow().weather.delay_max = delay;
+        cluster.simulation.network.borrow().weather.delay_up_to(delay);
         assert!(cluster.run(ms(2_000), |simulation| checks::disagreement(simulation).is_none()));
         Self { cluster, watched: Rc::default(), over: Rc::default() }
     }
