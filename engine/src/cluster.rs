@@ -136,14 +136,9 @@ impl List {
         // All that is written is looked at before anything is opened.
         self.place(contracts, shards, self.own_endpoint()?)?;
         let endpoint = self.own_endpoint()?;
+        self.keeps_strangers_out(&endpoint)?;
         // What is announced elsewhere is reached from there, by whatever forwards it.
-        for open in [&endpoint, &self.reached_at(endpoint.clone())?] {
-            if let Some(address) = open.address()
-                && !(open.is_loopback() || self.is_keyed() || self.insecure)
-            {
-                return Err(StartError::OffLoopback { endpoint: address });
-            }
-        }
+        self.keeps_strangers_out(&self.reached_at(endpoint.clone())?)?;
         let listener = listen(&endpoint).map_err(StartError::Listen)?;
         let bound = local_endpoint(&listener).map_err(StartError::Listen)?;
         tracing::info!(node = self.id, endpoint = %bound, "listening");
@@ -157,6 +152,15 @@ impl List {
             );
         }
         Ok((listener, place))
+    }
+
+    fn keeps_strangers_out(&self, endpoint: &Endpoint) -> Result<(), StartError> {
+        match endpoint.address() {
+            Some(address) if !(endpoint.is_loopback() || self.is_keyed() || self.insecure) => {
+                Err(StartError::OffLoopback { endpoint: address })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where others reach a node that listens there.
