@@ -91,8 +91,9 @@ fn the_bounds_on_the_page_are_those_of_the_code() {
     let default_of = |bound: &str| {
         let row = bounds.iter().find(|row| row[0].starts_with(bound)).expect(bound);
         let (number, unit) = row[1].split_once(' ').unwrap_or((row[1], ""));
-        let number: usize = number.replace(',', "").parse().unwrap();
-        number << ["", "KiB", "MiB"].iter().position(|known| *known == unit).expect(unit).saturating_mul(10)
+        let number: f64 = number.replace(',', "").parse().unwrap();
+        let unit = 1 << (10 * ["", "KiB", "MiB"].iter().position(|known| *known == unit).expect(unit));
+        (number * f64::from(unit)) as usize
     };
     for (bound, value) in [
         ("shards of an engine", limits::SHARDS_MAX),
