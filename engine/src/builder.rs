@@ -1,5 +1,6 @@
 //! The description of an engine, and the checks before it starts.
 
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::description::{Service, bind_all, check};
 use crate::engine::{Engine, EngineId, RuntimeKind};
 use crate::lane::key::{KEY_BYTES_MAX, KEY_BYTES_MIN};
 use crate::limits::{CALLS_MAX, DEADLINE, DRAIN, INBOX_CALLS, SHARDS_MAX, TASKS_PER_ROUTE};
+use crate::panics::{discard, text_of};
 use crate::placement::{Machine, Placement, Wish};
 use crate::ring::doorbell::{Doorbell, EventFd};
 use crate::route::RouteTable;
@@ -182,6 +184,15 @@ pub enum StartError {
         /// How long it is.
         bytes: usize,
     },
+}
+
+impl StartError {
+    /// A constructor of a service, or what declares its handlers, has panicked on this shard.
+    pub(crate) fn service_panicked(shard: ShardId, panic: Box<dyn Any + Send>) -> Self {
+        let text = text_of(&*panic).to_owned();
+        discard(panic);
+        Self::ServicePanicked { shard, panic: text }
+    }
 }
 
 impl std::fmt::Debug for StartError {

@@ -14,7 +14,7 @@ use crate::instance::State;
 use crate::route::RouteTable;
 use crate::service::{BindContext, Declaration, Outline, Routes};
 use crate::shard::core::Handlers;
-use crate::shard::thread::{Services, said};
+use crate::shard::thread::Services;
 
 /// A service, its types erased.
 pub(crate) struct Service {
@@ -71,7 +71,7 @@ impl Service {
         // The user's closure: a panic in it is a start error here as on a shard, where it is asked again.
         let outline = catch_unwind(AssertUnwindSafe(|| (self.outline)())).map_err(|panic| {
             let shard = ShardId(on.first().copied().unwrap_or_default());
-            StartError::ServicePanicked { shard, panic: said(&*panic) }
+            StartError::service_panicked(shard, panic)
         })?;
         if let Some(&shard) = on.iter().find(|&&shard| shard >= shards) {
             return Err(StartError::NoSuchShard { service, shard, last: shards - 1 });

@@ -21,6 +21,7 @@ use catga_codec::Key;
 
 use crate::context::Context;
 use crate::error::Refusal;
+use crate::panics::{discard, text_of};
 use crate::route::part_of;
 use crate::service::{NotHeard, Routes};
 
@@ -344,34 +345,6 @@ impl<S> Instance for State<S> {
         let (period, tick) = self.hooks.every.get(which)?;
         let _ = self.run(ctx, "(every)", |inner| tick(inner, ctx)); // as in `gained`
         Some(*period)
-    }
-}
-
-/// What a panic said, if it said something.
-pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a panic without text)")
-}
-
-/// Drops what is a service's, or holds the last of it. If that panics it is logged, and goes no further: the shard's other
-/// services are dropped as well, and their `Drop` may panic too. Says whether it did not panic.
-pub(crate) fn drop_guarded<T>(last: T) -> bool {
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(last)));
-    let Err(panic) = dropped else { return true };
-    let dropping = std::any::type_name::<T>();
-    tracing::error!(
-        dropping,
-        panic = text_of(&*panic),
-        "a service, or what it left, panicked while it was dropped"
-    );
-    discard(panic);
-    false
-}
-
-/// Drops what was panicked with; its own `Drop` may panic too, and then it is left alone.
-pub(crate) fn discard(panic: Box<dyn Any + Send>) {
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(again);
     }
 }
 

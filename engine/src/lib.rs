@@ -70,6 +70,7 @@ pub mod limits;
 mod log_limit;
 #[cfg(not(catga_loom))]
 mod nodes;
+mod panics;
 #[cfg(not(catga_loom))]
 mod placement;
 #[cfg(not(catga_loom))]

@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use catga_discovery::{Member, View};
 
+use crate::panics::guarded;
 use crate::stats::DiscoveryStats;
 use crate::time::Time;
 
@@ -225,10 +225,7 @@ impl Board {
         drop(state);
         self.changed.notify_all();
         for waker in wakers.into_values() {
-            // Other people's code, on a thread that has more to do.
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!("the waker of a watch panicked");
-            }
+            guarded(|| waker.wake()); // on a thread that has more to do
         }
     }
 

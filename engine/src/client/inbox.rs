@@ -14,8 +14,8 @@ use crossbeam_queue::ArrayQueue;
 use crate::client::completion::Promise;
 use crate::lane::events::Publication;
 use crate::lane::io::LaneIo;
+use crate::panics::guarded;
 use crate::ring::doorbell::{Doorbell, EventFd};
-use crate::ring::handover::guarded;
 
 /// What comes into a shard from outside its engine's shards.
 pub(crate) enum Inbound {

@@ -26,37 +26,20 @@
 
 pub(crate) mod pile;
 
-use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 use catga_discovery::sync::AccessTracker;
 use catga_discovery::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use crate::instance::{discard, text_of};
+use crate::panics::guarded;
 
 const TAKEN: u8 = 1;
 const GIVEN_UP: u8 = 2;
 const ANSWERED: u8 = 4;
 const EXPIRED: u8 = 8;
-
-/// Wakes somebody. The waker may be somebody else's code, also inside a handler: a panic in it ends neither a shard nor the
-/// watchdog. Costs nothing where none panics.
-#[inline]
-pub(crate) fn guarded(wake: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(wake)) {
-        woke_in_vain(panic);
-    }
-}
-
-#[cold]
-fn woke_in_vain(panic: Box<dyn Any + Send>) {
-    tracing::error!(panic = text_of(&*panic), "the waker of a caller panicked");
-    discard(panic);
-}
 
 /// A block: its content `T` belongs to one side at a time, `S` is everybody's.
 // Two lines, which the processor fetches as a pair.

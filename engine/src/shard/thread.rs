@@ -3,7 +3,6 @@
 //! The starter waits for exactly one report from each thread. A report that is lost on the way, by a panic say, is
 //! itself a report: else a start could wait for ever.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 
@@ -82,8 +81,7 @@ impl ShardThread {
                     Some(shard)
                 }
                 Err(panic) => {
-                    let panic = said(&*panic);
-                    report.send(Err(StartError::ServicePanicked { shard: id, panic }));
+                    report.send(Err(StartError::service_panicked(id, panic)));
                     None
                 }
             }
@@ -114,10 +112,4 @@ impl ShardThread {
             }
         }
     }
-}
-
-/// What a panic said.
-pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no text)".to_owned())
 }

@@ -11,8 +11,8 @@ use catga_codec::{CallId, Header, Kind, Message, OwnedFrame, Request};
 
 use crate::call::table::{BatchId, Ending, LaneKey, Target, Wake};
 use crate::error::{Failure, NotSent, Refusal, Unknown};
+use crate::panics::guarded;
 use crate::pool;
-use crate::ring::handover::guarded;
 use crate::shard::mesh::{Arrived, peer};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::WindowId;

@@ -4,8 +4,8 @@
 //! would ever drop any of them. So the shard takes them out when it ends. What is left behind such a context is memory; what
 //! is asked through it ends as `NotSent(Stopping)`.
 
-use crate::instance::drop_guarded;
 use crate::lane::lanes::Lanes;
+use crate::panics::drop_guarded;
 use crate::shard::core::Core;
 
 impl Core {
