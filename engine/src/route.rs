@@ -119,7 +119,7 @@ impl Stuck {
             // below.
             self.out_of_use[word].fetch_and(!bit, Ordering::AcqRel);
         }
-        if stuck || self.dead[word].load(Ordering::Relaxed) & bit != 0 {
+        if stuck || self.is_dead(shard) {
             self.out_of_use[word].fetch_or(bit, Ordering::Relaxed); // as in `contains`
         }
     }
@@ -129,6 +129,11 @@ impl Stuck {
         let (word, bit) = (usize::from(shard / 64), 1 << (shard % 64));
         self.dead[word].fetch_or(bit, Ordering::Relaxed); // published by the next one
         self.out_of_use[word].fetch_or(bit, Ordering::AcqRel); // pairs with the one in `set`
+    }
+
+    /// Whether its thread has ended so.
+    pub(crate) fn is_dead(&self, shard: u16) -> bool {
+        self.dead[usize::from(shard / 64)].load(Ordering::Relaxed) >> (shard % 64) & 1 != 0 // as in `contains`
     }
 
     /// Round robin over the shards that are not stuck.

@@ -55,21 +55,27 @@ impl Time {
         if micros < IN_MILLIS as u64 { micros as u32 } else { left_in_millis(micros) }
     }
 
-    /// The deadline that a header means that says that so much was left, and was read `late_us` microseconds too late.
+    /// The deadline that a header means that says that so much was left, and was read `late_ns` nanoseconds too late.
     #[must_use]
     #[inline]
-    pub(crate) const fn after_left(self, left: u32, late_us: u32) -> Self {
+    pub(crate) const fn after_left(self, left: u32, late_ns: u64) -> Self {
         let nanos =
             if left < IN_MILLIS { left as u64 * 1_000 } else { (left - IN_MILLIS) as u64 * 1_000_000 };
-        Self(self.0.saturating_add(nanos.saturating_sub(late_us as u64 * 1_000)))
+        Self(self.0.saturating_add(nanos.saturating_sub(late_ns)))
     }
 
     /// This moment and `duration` more, at most [`Time::NEVER`].
     #[must_use]
     #[inline]
     pub(crate) fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(nanoseconds(duration)))
     }
+}
+
+/// As many as there is room for.
+#[inline]
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The top bit of what a header says is left: the others are milliseconds.
@@ -129,8 +135,8 @@ mod tests {
         assert_eq!(now.left_until(Time::NEVER), u32::MAX);
         assert_eq!(now.left_until(Time::ZERO), 0);
         assert_eq!(now.after_left(3, 0), Time::from_nanos(8_000));
-        assert_eq!(now.after_left(3, 2), Time::from_nanos(6_000));
-        assert_eq!(now.after_left(3, u32::MAX), now);
+        assert_eq!(now.after_left(3, 2_000), Time::from_nanos(6_000));
+        assert_eq!(now.after_left(3, u64::MAX), now);
     }
 
     #[test]
@@ -145,9 +151,12 @@ mod tests {
             let heard = now.after_left(now.left_until(now + time), 0).since(now);
             let unit = if time < half_an_hour { Duration::from_micros(1) } else { Duration::from_millis(1) };
             assert!(heard <= time && heard + unit > time.min(TRAVELS_MAX), "{time:?} is heard as {heard:?}");
-            let late = now.after_left(now.left_until(now + time), 300_000).since(now);
+            let late = now.after_left(now.left_until(now + time), 300_000_000).since(now);
             assert_eq!(late, heard.saturating_sub(Duration::from_millis(300)), "{time:?}");
         }
+        let hour = Duration::from_secs(3600);
+        let late = now.after_left(now.left_until(now + 2 * hour), nanoseconds(3 * hour));
+        assert_eq!(late, now, "it waited for longer than it had time");
         for time in [Duration::MAX, TRAVELS_MAX + second] {
             let heard = now.after_left(now.left_until(now + time), 0).since(now);
             assert_eq!(heard, TRAVELS_MAX, "again and again");

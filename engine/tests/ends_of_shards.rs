@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Client, NotSent, Unknown};
-use common::eventually;
+use common::{eventually, is_alone};
 use pollster::block_on;
 
 const LONG: Duration = Duration::from_secs(600);
@@ -28,6 +28,9 @@ struct Keep {}
 struct Hang {}
 #[request]
 struct Relay {}
+/// Asks the first shard for what it handles at once.
+#[request]
+struct Ask {}
 /// Handled by each shard.
 #[request]
 struct Any {}
@@ -41,6 +44,7 @@ struct Notes {
     /// What came of a call in the `Drop`.
     stopping: AtomicU64,
     panics: AtomicBool,
+    blocks: AtomicBool,
     go_on: AtomicBool,
 }
 
@@ -58,6 +62,7 @@ impl Keeper {
         std::future::pending().await
     }
     fn block(&mut self, _: &Archived<Block>, _: &Context) -> Result<(), Fault> {
+        self.notes.blocks.store(true, Ordering::SeqCst);
         eventually("it may go on", || self.notes.go_on.load(Ordering::SeqCst));
         Ok(())
     }
@@ -82,6 +87,9 @@ impl Other {
     async fn relay(_: &State<Self>, _: &Archived<Relay>, ctx: &Context) -> Result<(), Fault> {
         ctx.send(&Hang {}).await.map(drop).map_err(|error| Fault::new(error.to_string()))
     }
+    async fn ask(_: &State<Self>, _: &Archived<Ask>, ctx: &Context) -> Result<(), Fault> {
+        ctx.send(&Keep {}).await.map(drop).map_err(|error| Fault::new(format!("{error:?}")))
+    }
 }
 
 /// Two shards: a keeper on the first, or on both.
@@ -95,7 +103,7 @@ fn engine(keepers: &'static [u16], notes: &Arc<Notes>) -> catga::Builder {
             |routes| routes.request(Keeper::keep).request_async(Keeper::hang).request(Keeper::block),
         )
         .service(|_| Other, |routes| routes.request(Other::any))
-        .service_on([1], |_| Other, |routes| routes.request_async(Other::relay))
+        .service_on([1], |_| Other, |routes| routes.request_async(Other::relay).request_async(Other::ask))
 }
 
 #[test]
@@ -118,22 +126,6 @@ fn a_service_that_keeps_its_context_is_dropped_with_its_shard() {
         assert_eq!(report.stats.sum(|shard| shard.failed), if panics { 2 } else { 0 });
         assert_eq!(Arc::strong_count(&notes), 1);
     }
-}
-
-/// Runs the test of this name once more, in a process of its own. Says whether this is that one.
-fn is_alone(name: &str) -> bool {
-    const ALONE: &str = "CATGA_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return true;
-    }
-    let alone = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
-    let text = [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
-    false
 }
 
 /// Threads and descriptors of this process.
@@ -172,8 +164,10 @@ fn contexts_that_are_kept_hold_no_descriptor_and_no_thread() {
     assert_eq!(held(), before, "(threads, descriptors) after and before");
 }
 
-/// A log that panics on a shard that was held up, so that the shard dies; and that notes what the watchdog says.
+/// A log that panics, once it is told to, on the first shard when that was held up, so that the shard dies; and that notes what
+/// the watchdog says.
 struct Deadly {
+    notes: Arc<Notes>,
     stuck: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
 }
@@ -192,7 +186,8 @@ impl tracing::Subscriber for Deadly {
             said.push_str(&format!("{field}={value:?} "));
         });
         eprintln!("logged: {said}");
-        assert!(!said.contains("the shard was paused"), "the log panics");
+        let is_last = said.contains("the shard was paused") && said.contains("shard=0 ");
+        assert!(!(is_last && self.notes.go_on.load(Ordering::SeqCst)), "the log panics");
         self.stuck.fetch_or(said.contains("the shard is stuck"), Ordering::SeqCst);
         self.over.fetch_or(said.contains("the shard goes on"), Ordering::SeqCst);
     }
@@ -216,15 +211,18 @@ fn a_shard_that_dies_tells_all_who_wait_for_it_and_never_comes_back() {
         return;
     }
     let (stuck, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let log = Deadly { stuck: stuck.clone(), over: over.clone() };
-    tracing::subscriber::set_global_default(log).unwrap();
     let notes = Arc::new(Notes::default());
+    let log = Deadly { notes: notes.clone(), stuck: stuck.clone(), over: over.clone() };
+    tracing::subscriber::set_global_default(log).unwrap();
     let engine = engine(&[0], &notes).start().unwrap();
     let client = engine.client();
     let hangs = send(client.clone(), Hang {});
     let relays = send(client.clone(), Relay {});
     eventually("two hang, and one has relayed", || engine.stats().sum(|shard| shard.tasks_running) == 3);
     let blocks = send(client.clone(), Block {});
+    eventually("the shard is held up", || notes.blocks.load(Ordering::SeqCst));
+    let asks = send(client.clone(), Ask {});
+    eventually("it has asked", || engine.stats().sum(|shard| shard.tasks_running) == 4);
     eventually("the shard is stuck", || stuck.load(Ordering::SeqCst));
     let late = send(client.clone(), Hang {});
     notes.go_on.store(true, Ordering::SeqCst);
@@ -234,6 +232,8 @@ fn a_shard_that_dies_tells_all_who_wait_for_it_and_never_comes_back() {
     assert_eq!(told(&blocks), Ok(()), "it was answered before the shard died");
     assert!(matches!(told(&hangs), Err(CallError::Unknown(Unknown::Cut))));
     assert!(matches!(told(&relays), Err(CallError::Rejected(_))), "its own call was ended");
+    let Err(CallError::Rejected(outcome)) = told(&asks) else { panic!("what it asked was not answered") };
+    assert_eq!(outcome.text, "Refused(Stopping)", "it lay in the ring between the shards");
     assert!(matches!(told(&late), Err(CallError::NotSent(_))));
     eventually("the service is dropped", || notes.dropped.load(Ordering::SeqCst) == 1);
     eventually("the watchdog sees that the turn is over", || over.load(Ordering::SeqCst));
@@ -246,4 +246,5 @@ fn a_shard_that_dies_tells_all_who_wait_for_it_and_never_comes_back() {
     assert_eq!(outcome, Err(CallError::NotSent(NotSent::Stuck)));
     let report = engine.stop(Duration::from_secs(5));
     assert_eq!(report.panicked, [ShardId(0)], "{report}");
+    assert_eq!(report.stats.sum(|shard| shard.drains_cut), 0, "{report}");
 }

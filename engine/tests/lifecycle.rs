@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use catga::prelude::*;
 use catga::{Client, Failure, NotSent, Refusal, Runtime, Unknown};
-use common::eventually;
+use common::{eventually, is_alone};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use pollster::block_on;
 
@@ -434,22 +434,6 @@ fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-/// Runs this test alone in a process of its own, so that what others hold does not count. `true`: this is that process.
-fn is_alone(test: &str) -> bool {
-    const ALONE: &str = "CATGA_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return true;
-    }
-    let alone = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
-    let text = [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
-    false
 }
 
 #[test]

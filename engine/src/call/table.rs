@@ -243,8 +243,9 @@ impl<F> CallTable<F> {
 
     /// A slot for a call of a future, or none if the table is full.
     pub(crate) fn open_for(&mut self, deadline: Time, waker: &Waker) -> Option<CallId> {
+        let waker = waker.clone(); // somebody else's code: if it panics there is no slot yet
         let call = self.open(deadline)?;
-        self.slots[call.slot() as usize].waiter = Waiter::Task(waker.clone());
+        self.slots[call.slot() as usize].waiter = Waiter::Task(waker);
         Some(call)
     }
 

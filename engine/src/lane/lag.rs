@@ -15,11 +15,13 @@
 
 use std::time::Duration;
 
+use crate::time::nanoseconds;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Lag {
-    /// All pauses since the last echo that was asked for, in microseconds, as in headers.
-    us: u32,
+    /// All pauses since the last echo that was asked for, in nanoseconds.
+    ns: u64,
     /// Echoes that have not come.
     awaited: u32,
 }
@@ -27,7 +29,7 @@ pub(crate) struct Lag {
 impl Lag {
     /// For so long nobody has read, and an echo is asked for.
     pub(crate) fn paused(&mut self, pause: Duration) {
-        self.us = self.us.saturating_add(micros(pause));
+        self.ns = self.ns.saturating_add(nanoseconds(pause));
         self.awaited += 1;
     }
 
@@ -35,20 +37,15 @@ impl Lag {
     pub(crate) fn echoed(&mut self) {
         self.awaited = self.awaited.saturating_sub(1);
         if self.awaited == 0 {
-            self.us = 0;
+            self.ns = 0;
         }
     }
 
     /// By how much the next frame may be older than it says.
     #[inline]
-    pub(crate) fn us(&self) -> u32 {
-        self.us
+    pub(crate) fn ns(&self) -> u64 {
+        self.ns
     }
-}
-
-/// Whole microseconds, as a header has room for them.
-pub(crate) fn micros(time: Duration) -> u32 {
-    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -61,16 +58,16 @@ mod tests {
     fn it_lasts_until_the_echo_of_the_last_pause() {
         let mut lag = Lag::default();
         lag.echoed();
-        assert_eq!(lag.us(), 0);
+        assert_eq!(lag.ns(), 0);
         lag.paused(PAUSE);
         lag.paused(PAUSE);
-        assert_eq!(lag.us(), 8_000, "what was sent before the first has waited for both");
+        assert_eq!(lag.ns(), 8_000_000, "what was sent before the first has waited for both");
         lag.echoed();
-        assert_eq!(lag.us(), 8_000);
+        assert_eq!(lag.ns(), 8_000_000);
         lag.echoed();
-        assert_eq!(lag.us(), 0);
+        assert_eq!(lag.ns(), 0);
         lag.paused(Duration::MAX);
         lag.paused(Duration::MAX);
-        assert_eq!(lag.us(), u32::MAX);
+        assert_eq!(lag.ns(), u64::MAX);
     }
 }

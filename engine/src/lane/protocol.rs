@@ -350,10 +350,10 @@ impl Lane {
         }
     }
 
-    /// By how much the frame that was just taken may be older than it says, in microseconds.
+    /// By how much the frame that was just taken may be older than it says, in nanoseconds.
     #[inline]
-    pub(crate) fn lag_us(&self) -> u32 {
-        self.lag.us()
+    pub(crate) fn lag_ns(&self) -> u64 {
+        self.lag.ns()
     }
 
     // ---- the end

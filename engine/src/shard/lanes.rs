@@ -11,7 +11,6 @@ use crate::client::inbox::Inbound;
 use crate::context::Context;
 use crate::error::{NotSent, Refusal, Unknown};
 use crate::lane::io::LaneIo;
-use crate::lane::lag::micros;
 use crate::lane::lanes::{Ended, Opened};
 use crate::lane::outcome::{Fate, Step};
 use crate::pool;
@@ -22,7 +21,7 @@ use crate::shard::core::answer::ending_of;
 use crate::shard::core::{Core, Try};
 use crate::shard::reply_to::ReplyTo;
 use crate::shard::window::{Arrival, Asked};
-use crate::time::Time;
+use crate::time::{Time, nanoseconds};
 
 impl Shard {
     /// Reads the lanes that are due, each once, and handles all whole frames.
@@ -47,12 +46,12 @@ impl Shard {
                 .core
                 .lanes
                 .borrow_mut()
-                .machine(key, |machine| (machine.next_frame(receive.bytes()), machine.lag_us()));
-            let Some((step, lag_us)) = step else { return frames };
+                .machine(key, |machine| (machine.next_frame(receive.bytes()), machine.lag_ns()));
+            let Some((step, lag_ns)) = step else { return frames };
             match step {
                 Step::Frame { frame, consumed } => {
-                    let late_us = lag_us.saturating_add(self.held_up_us(now));
-                    self.core.take_lane_frame(key, frame, late_us, &mut self.ctx, now);
+                    let late_ns = lag_ns.saturating_add(self.held_up_ns(now));
+                    self.core.take_lane_frame(key, frame, late_ns, &mut self.ctx, now);
                     receive.consume(consumed);
                     frames += 1;
                 }
@@ -87,8 +86,8 @@ impl Shard {
 
     /// By how much this turn's time is behind, if some handler in it has held the shard up.
     #[inline]
-    fn held_up_us(&mut self, now: Time) -> u32 {
-        if self.core.pulse.is_long() { micros(self.world.now().since(now)) } else { 0 }
+    fn held_up_ns(&mut self, now: Time) -> u64 {
+        if self.core.pulse.is_long() { nanoseconds(self.world.now().since(now)) } else { 0 }
     }
 
     /// Gives an open lane to the shard that its peer has asked for.
@@ -181,7 +180,7 @@ impl Shard {
             self.core.lanes.borrow_mut().aim(targets);
         }
         if let Some(view) = membership.views.take() {
-            tracing::debug!(shard = %self.core.shard, %view, "a new view");
+            tracing::debug!(shard = self.core.shard.0, %view, "a new view");
             self.core.lanes.borrow_mut().set_view(view, now);
         }
     }
@@ -216,13 +215,13 @@ impl Shard {
 }
 
 impl Core {
-    /// A frame from another node, that may have waited for `late_us` before it was read.
+    /// A frame from another node, that may have waited for so long before it was read.
     #[inline]
     fn take_lane_frame(
         &self,
         lane: LaneKey,
         frame: ForeignFrame<'_>,
-        late_us: u32,
+        late_ns: u64,
         ctx: &mut Context,
         now: Time,
     ) {
@@ -233,7 +232,7 @@ impl Core {
                 if header.flags.contains(Flags::IDEMPOTENT) && !self.is_first(lane, &mut to) {
                     return;
                 }
-                let deadline = now.after_left(header.remaining_us, late_us);
+                let deadline = now.after_left(header.remaining_us, late_ns);
                 if let Some(refusal) = self.turns_away(lane, &header, now) {
                     self.refuse(&mut to, refusal);
                 } else if self.is_ours(&header) {
@@ -258,7 +257,7 @@ impl Core {
             }
             Kind::Cancel => self.take_cancel(lane, header.call, ctx),
             Kind::Event if header.call != CallId::default() => {
-                self.take_lane_broadcast(lane, frame, late_us, now);
+                self.take_lane_broadcast(lane, frame, late_ns, now);
             }
             // One that this node could misread is not looked at.
             Kind::Event if self.lanes.borrow().refuses_layout(lane, header.message) => {
@@ -336,7 +335,7 @@ impl Core {
 
     /// Another node's broadcast: it goes to all listeners of this node, and this lane gets the one answer.
     #[cold]
-    fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, late_us: u32, now: Time) {
+    fn take_lane_broadcast(&self, lane: LaneKey, frame: ForeignFrame<'_>, late_ns: u64, now: Time) {
         let header = frame.header();
         let mut to = ReplyTo::Lane { lane, call: header.call };
         if let Some(refusal) = self.turns_away_all(lane, &header, now) {
@@ -344,7 +343,7 @@ impl Core {
         }
         let mut copy = pool::take();
         copy.copy_foreign(frame);
-        self.broadcast(copy, to, now.after_left(header.remaining_us, late_us), None);
+        self.broadcast(copy, to, now.after_left(header.remaining_us, late_ns), None);
     }
 
     /// Ends what hung on a lane: its calls, those that waited for it, and what would have been answered over it. Idempotent

@@ -214,7 +214,7 @@ impl Shard {
         }));
         if let Err(panic) = ended {
             tracing::error!(
-                shard = %self.core.shard,
+                shard = self.core.shard.0,
                 panic = text_of(&*panic),
                 "a shard that died could not tell all who wait for it"
             );

@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use catga_codec::Kind;
-
 use crate::call::table::Ending;
 use crate::client::inbox::Inbound;
 use crate::error::{NotSent, Unknown};
@@ -89,7 +87,7 @@ impl Shard {
     fn was_paused(&mut self, pause: Duration) {
         self.core.counters.pauses.add(1);
         tracing::warn!(
-            shard = %self.core.shard,
+            shard = self.core.shard.0,
             paused_ms = pause.as_millis(),
             "the shard was paused; requests that may have waited in its sockets for longer than they had left are refused"
         );
@@ -286,7 +284,7 @@ impl Shard {
             && self.core.tasks_running() == 0
             && self.core.calls.borrow().live() == 0
             && !self.core.has_work_here()
-            && !self.core.mesh.borrow().iter().flatten().any(|peer| peer.unanswered() > 0)
+            && !self.waits_for_shards()
             && !self.has_arrivals()
             && self.core.lanes.borrow().are_idle();
         if quiet != self.quiet {
@@ -295,6 +293,15 @@ impl Shard {
         }
         // Looks at the rings again after the others were seen quiet: they may have sent something just before.
         quiet && self.control.quiet() >= self.inboxes.len() && !self.has_arrivals()
+    }
+
+    /// Whether another shard owes answers, and lives to give them.
+    fn waits_for_shards(&self) -> bool {
+        let mesh = self.core.mesh.borrow();
+        let mut owing = (0..)
+            .zip(mesh.iter())
+            .filter(|(_, peer)| peer.as_ref().is_some_and(|peer| peer.unanswered() > 0));
+        owing.any(|(shard, _)| !self.core.routes.stuck.is_dead(shard))
     }
 
     fn has_arrivals(&mut self) -> bool {
@@ -310,10 +317,11 @@ impl Shard {
         counters.calls_stopped.add(u64::from(self.core.calls.borrow().live()));
         self.core.end_tasks(&self.ctx, |_, _| true);
         counters.events_dropped.add(self.core.drop_here());
-        for arrivals in self.arrivals.iter_mut().flatten() {
-            // Requests among these are ended by who sent them.
+        let core = &self.core;
+        for (shard, arrivals) in self.arrivals.iter_mut().enumerate() {
+            let Some(arrivals) = arrivals else { continue };
             arrivals.requests(usize::MAX, |header, arrived| {
-                counters.events_dropped.add(u64::from(header.kind == Kind::Event));
+                core.turn_away(shard as u16, &header);
                 if let Arrived::ByHandle(frame) = arrived {
                     crate::pool::give(frame);
                 }

@@ -124,3 +124,20 @@ pub(crate) fn panicked<T>(outcome: Result<T, CallError<Fault>>) -> bool {
 pub(crate) fn poisoned<T>(outcome: Result<T, CallError<Fault>>) -> bool {
     matches!(outcome, Err(CallError::Refused(Refusal::Poisoned)))
 }
+
+/// Runs the test of this name once more, in a process of its own, so that what others hold or log does not count. Says whether
+/// this is that process.
+pub(crate) fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "CATGA_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = [alone.stdout, alone.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(alone.status.success() && text.contains("1 passed"), "{text}");
+    false
+}

@@ -17,7 +17,7 @@ fn what_was_sent_before_the_echo_is_old_and_what_comes_behind_it_is_not() {
     // Queued there before the echo, and not even written by then.
     there.forward(Header::new(Kind::Event), &[]).unwrap();
     here.paused(PAUSE);
-    assert_eq!(here.lag_us(), 300_000);
+    assert_eq!(here.lag_ns(), 300_000_000);
     let probe = Header::read(here.unsent()).unwrap();
     assert_eq!((probe.kind, probe.code, here.unsent().len()), (Kind::Heartbeat, PROBE, HEADER_BYTES));
     pump(&mut here, &mut there, START);
@@ -25,9 +25,9 @@ fn what_was_sent_before_the_echo_is_old_and_what_comes_behind_it_is_not() {
     assert_eq!((echo.kind, echo.code), (Kind::Heartbeat, ECHO));
     let (event, echo) = there.unsent().split_at(HEADER_BYTES);
     feed(&mut here, event, START);
-    assert_eq!(here.lag_us(), 300_000);
+    assert_eq!(here.lag_ns(), 300_000_000);
     feed(&mut here, echo, START);
-    assert_eq!((here.lag_us(), there.lag_us()), (0, 0));
+    assert_eq!((here.lag_ns(), there.lag_ns()), (0, 0));
 }
 
 #[test]
@@ -39,10 +39,10 @@ fn a_pause_before_the_lane_is_open_is_asked_about_when_it_is() {
     pump(&mut there, &mut here, START);
     pump(&mut here, &mut there, START);
     assert!(there.is_open());
-    assert_eq!((there.lag_us(), there.unsent().len()), (600_000, 2 * HEADER_BYTES));
+    assert_eq!((there.lag_ns(), there.unsent().len()), (600_000_000, 2 * HEADER_BYTES));
     pump(&mut there, &mut here, START);
     pump(&mut here, &mut there, START);
-    assert_eq!(there.lag_us(), 0);
+    assert_eq!(there.lag_ns(), 0);
 }
 
 #[test]
@@ -69,5 +69,5 @@ fn an_echo_that_nobody_asked_for_means_nothing() {
     Header { code: ECHO, ..Header::EMPTY }.write(&mut echo);
     feed(&mut here, &echo, START);
     here.paused(PAUSE);
-    assert_eq!(here.lag_us(), 300_000);
+    assert_eq!(here.lag_ns(), 300_000_000);
 }

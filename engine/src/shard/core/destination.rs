@@ -85,18 +85,23 @@ impl Core {
             Choice::Local => return self.destination_in_engine(traveller),
             _ => {}
         }
-        if let Some(lane) = self.lane_waited_for(traveller, choice, contract) {
-            return Destination::Lane(lane);
-        }
+        let waited_for = traveller.call.and_then(|call| self.calls.borrow_mut().take_bound(call));
         let calls = self.calls.borrow();
         let journey = traveller.call.and_then(|call| calls.journey(call));
+        let at_work = journey
+            .and_then(|journey| journey.again)
+            .and_then(|spot| Some((self.lanes.borrow().same(spot)?, spot)));
+        // Not where it may be running, unless it is by the lane that it came by: see below.
+        if let (Some(peer), None) = (waited_for, at_work)
+            && let Some(lane) = self.lane_waited_for(peer, traveller.index, choice, contract)
+        {
+            return Destination::Lane(lane);
+        }
         let own_serves = takes && !journey.is_some_and(|journey| journey.has_tried(self.node));
         if choice == Choice::LocalFirst && own_serves {
             return self.destination_in_engine(traveller);
         }
         let (mut lanes, now) = (self.lanes.borrow_mut(), self.now());
-        let at_work =
-            journey.and_then(|journey| journey.again).and_then(|spot| Some((lanes.same(spot)?, spot)));
         if let Some((peer, spot)) = at_work {
             match lanes.way_back(peer, spot.shard, now) {
                 Way::Lane(lane) => return Destination::Lane(lane),
@@ -126,16 +131,16 @@ impl Core {
         }
     }
 
-    /// The lane that a call has waited for: it keeps the turn that it had.
+    /// The lane to a peer that a call has waited for: it keeps the turn that it had.
     fn lane_waited_for(
         &self,
-        traveller: &Traveller,
+        peer: u32,
+        index: u32,
         choice: Choice,
         contract: fn() -> Contract,
     ) -> Option<LaneKey> {
-        let peer = self.calls.borrow_mut().take_bound(traveller.call?)?;
         let mut lanes = self.lanes.borrow_mut();
-        if !choice.has_alternatives() || !lanes.serves(peer, traveller.index, contract) {
+        if !choice.has_alternatives() || !lanes.serves(peer, index, contract) {
             return None;
         }
         match lanes.way(peer, None, self.now()) {

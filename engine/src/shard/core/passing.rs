@@ -30,11 +30,12 @@ impl Core {
     pub(crate) fn granted(&self, call: CallId, frame: Option<OwnedFrame>) {
         self.calls.borrow_mut().delist(call);
         let Some(frame) = frame else {
-            let waker = self.calls.borrow_mut().room_for(call);
-            if let Some(waker) = waker {
-                guarded(|| waker.wake());
-            }
-            return;
+            return guarded(|| {
+                let waker = self.calls.borrow_mut().room_for(call);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            });
         };
         let deadline = self.calls.borrow_mut().waiting(call);
         let terms = self.calls.borrow_mut().terms(call);

@@ -155,6 +155,15 @@ impl Core {
         events
     }
 
+    /// A request, a cancel or an event out of a ring, that comes when this shard does not run anything any more.
+    pub(crate) fn turn_away(&self, shard: u16, header: &Header) {
+        match header.kind {
+            Kind::Cancel => {}
+            Kind::Event if header.call == CallId::default() => self.counters.events_dropped.add(1),
+            _ => self.refuse(&mut ReplyTo::Shard { shard, call: header.call }, Refusal::Stopping),
+        }
+    }
+
     pub(crate) fn has_work_here(&self) -> bool {
         !self.here.borrow().is_empty()
     }
