@@ -141,6 +141,28 @@ fn an_idempotent_call_goes_again_to_the_shard_that_has_it_however_high_its_numbe
 }
 
 #[test]
+fn an_idempotent_call_goes_to_no_other_shard_of_the_node_that_has_it() {
+    let (listener, endpoint) = listening();
+    let (endpoint, offers) = (endpoint.to_string(), [Contract::of_request::<Give>()]);
+    let place = |shard| Place { shard, shards: 2, endpoint: &endpoint };
+    let a = alone();
+    let mut first = come_to(&a, place(0), &offers);
+    let client = a.client();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| block_on(client.send(&Again { bytes: 1 }).within(LONG)).map(|_| ()));
+        assert_eq!(first.news().unwrap().0.kind, Kind::Request);
+        let mut other = come_to(&a, place(1), &offers);
+        drop(first);
+        // Nobody can get back to where it may be running.
+        drop(Peer::greeted(&listener));
+        assert!(matches!(call.join().unwrap(), Err(CallError::Rejected(_))), "what it asked for has failed");
+        assert_eq!(a.stats().sum(|shard| shard.calls_unknown), 1);
+        drop(a);
+        assert_eq!(other.news().unwrap().0.kind, Kind::Close, "the other shard was asked as well");
+    });
+}
+
+#[test]
 fn what_has_a_key_takes_any_lane_to_the_owner_while_none_can_be_had_to_the_shard_of_the_key() {
     let offers =
         [Contract::of_request::<Owned>(), Contract::of_event::<Sold>(), Contract::of_request::<Give>()];
