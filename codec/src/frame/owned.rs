@@ -164,7 +164,7 @@ impl OwnedFrame {
     pub fn foreign(&self) -> Option<ForeignFrame<'_>> {
         let Holds::Foreign(length) = self.holds() else { return None };
         // `Foreign` is only set after a parsed frame was copied to the start of the memory; setters change nothing that
-        // parsing looks at but the kind, for another.
+        // parsing looks at but the kind, for another, and flags, for such as this process knows.
         Some(ForeignFrame::parsed_before(&self.memory()[..length]))
     }
 

@@ -170,6 +170,7 @@ impl Producer {
         );
         self.stage.bytes += written.next_multiple_of(ALIGN_BYTES);
         self.tail = self.geometry.end(self.tail, written);
+        debug_assert!(self.tail - self.head_seen <= self.geometry.capacity, "there was room for it");
         // Behind the last frame of a lap the next one begins elsewhere.
         if self.stage.bytes >= STAGE_BYTES || self.geometry.offset(self.tail) == 0 {
             self.unstage();

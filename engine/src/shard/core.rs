@@ -1,7 +1,9 @@
 //! What the handlers of a shard, their calls, and the shard's turn share.
 //!
-//! All of it belongs to one thread, so it is cells and plain borrows; no borrow is held while a handler runs or a waker
-//! is woken. A request finds its way here: [`Core::attempt`] resolves the handler and runs it, or puts the request into a
+//! All of it belongs to one thread, so it is cells and plain borrows; while a handler runs or a waker is woken none is held that
+//! anybody might ask for: only `handlers`, which change when the shard begins and ends, and an inline call's own `scratch`.
+//!
+//! A request finds its way here: [`Core::attempt`] resolves the handler and runs it, or puts the request into a
 //! ring or a lane. Where it goes is in [`destination`], what is sent for others in [`passing`], how it is handled in
 //! [`serve`], how it ends in [`answer`], and whether it then goes on in [`failover`]. All ends with [`close`].
 
