@@ -394,9 +394,7 @@ impl Lanes {
             self.find_usual();
         }
         if let Some(dial) = dial {
-            // One that was open can be reached, as far as is known.
-            let target = self.peers.target(dial).filter(|_| !was_open);
-            let why = target.map(|target| Missed::because(closed, target));
+            let why = self.peers.target(dial).and_then(|target| Missed::by(closed, was_open, target));
             self.missed(dial, why, now);
         }
         was_open

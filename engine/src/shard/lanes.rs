@@ -131,8 +131,10 @@ impl Shard {
         for Ended { key, closed, traffic, connected, broke, was_open } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
-            // Of who never proved to be a node there may come any number.
-            let left_out = if was_open || !connected { Some(0) } else { self.strangers_logged.admits(now) };
+            // Of those who never were agreed on as a node there may come any number. Who dials, and who is a node, comes again
+            // after a pause that grows.
+            let stranger = connected && node.is_none();
+            let left_out = if stranger { self.strangers_logged.admits(now) } else { Some(0) };
             if let Some(left_out @ 1..) = left_out {
                 tracing::info!(
                     left_out,
