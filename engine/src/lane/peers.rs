@@ -336,19 +336,25 @@ impl Peers {
         }
     }
 
-    /// Gives those who wait for attempts that take long.
-    pub(super) fn lose_patience(&mut self, now: Time, again: &mut Vec<Waiting>) {
+    /// Gives the calls that wait for attempts that take long, and the peers to which other lanes lead meanwhile.
+    pub(super) fn lose_patience(&mut self, now: Time, again: &mut Vec<Waiting>) -> Vec<u32> {
+        let mut reached_otherwise = Vec::new();
         for place in 0..self.dials.len() {
             let Some(dial) = &mut self.dials[place] else { continue };
             if dial.lane.is_none() || dial.slow || now < dial.at + DIAL_PATIENCE {
                 continue;
             }
             dial.slow = true;
-            let peer = dial.target.id.as_ref().and_then(|id| self.by_id.get(id)).copied();
-            if let Some(peer) = peer.and_then(|peer| self.get_mut(peer)) {
-                again.extend(peer.waiting.drain(..));
+            let place = dial.target.id.as_ref().and_then(|id| self.by_id.get(id)).copied();
+            let Some((place, peer)) = place.and_then(|place| Some((place, self.get_mut(place)?))) else {
+                continue;
+            };
+            again.extend(peer.waiting.drain(..));
+            if !peer.lanes.is_empty() {
+                reached_otherwise.push(place);
             }
         }
+        reached_otherwise
     }
 
     /// Somebody else knows of a node that this view does not have up: those that should be there are looked for at once.

@@ -38,7 +38,9 @@ impl Lanes {
         if now < self.peers.next_due() {
             return;
         }
-        self.peers.lose_patience(now, &mut self.again);
+        for peer in self.peers.lose_patience(now, &mut self.again) {
+            self.send_events(peer, now);
+        }
         for index in self.peers.due(now) {
             let Some(dial) = self.peers.dial(index) else { continue };
             let (target, shard) = (dial.target.clone(), dial.shard);
