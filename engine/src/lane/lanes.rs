@@ -304,15 +304,9 @@ impl Lanes {
     }
 
     /// Whether a request on this lane must be turned away before it is looked at, and why.
-    pub(crate) fn turns_away(&mut self, key: LaneKey, message: MessageId, now: Time) -> Option<Refusal> {
+    pub(crate) fn turns_away(&self, key: LaneKey, message: MessageId) -> Option<Refusal> {
         if self.get(key)?.machine.is_congested() {
-            let congested = self.with(key, |lane| {
-                lane.relieve(now);
-                lane.machine.is_congested()
-            });
-            if congested == Some(true) {
-                return Some(Refusal::Overloaded);
-            }
+            return Some(Refusal::Overloaded);
         }
         self.refuses_layout(key, message).then_some(Refusal::Layout)
     }

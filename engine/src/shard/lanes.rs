@@ -289,7 +289,7 @@ impl Core {
         if self.is_stopping() && now >= self.leaves_at() {
             return Some(Refusal::Stopping);
         }
-        self.lanes.borrow_mut().turns_away(lane, header.message, now)
+        self.lanes.borrow().turns_away(lane, header.message)
     }
 
     /// Whether an idempotent request has not come before; then it is answered by way of the window. One that comes again gets
