@@ -131,8 +131,8 @@ impl Shard {
         for Ended { key, closed, traffic, connected, broke, was_open } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
-            // Of those who never were agreed on as a node there may come any number. Who dials, and who is a node, comes again
-            // after a pause that grows.
+            // Of those with whom no greeting was agreed on there may come any number. A node comes again after a pause that grows, and
+            // so does a dial of this side.
             let stranger = connected && node.is_none();
             let left_out = if stranger { self.strangers_logged.admits(now) } else { Some(0) };
             if let Some(left_out @ 1..) = left_out {
