@@ -120,7 +120,8 @@ pub const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// The answer to an idempotent request is kept for so long at most.
 pub const WINDOW_TIME: Duration = Duration::from_secs(30);
 
-/// The first pause before a lost lane is dialled again; it doubles, with jitter, up to [`REDIAL_MAX`].
+/// The first pause before a lost lane is dialled again; it doubles, with jitter, up to [`REDIAL_MAX`], until a lane opens that the
+/// peer keeps.
 pub const REDIAL_MIN: Duration = Duration::from_millis(20);
 
 /// The longest pause before a lost lane is dialled again.
@@ -169,7 +170,7 @@ pub const LOOKUP_SOON: Duration = Duration::from_secs(5);
 /// The pause between two lookups of the name of the cluster's nodes, while all of them are up.
 pub const LOOKUP_REST: Duration = Duration::from_secs(30);
 
-/// Lines that a shard logs in a second about connections that ended and had never been a node's. The rest is counted.
+/// Lines that a shard logs in a second about connections that ended before they were known to be a node's. The rest is counted.
 pub const STRANGER_LINES_MAX: u32 = 100;
 
 const _: () = assert!(LOOKUP_SOON.as_nanos() < LOOKUP_REST.as_nanos());

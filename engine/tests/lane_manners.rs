@@ -202,6 +202,30 @@ fn what_has_a_key_takes_any_lane_to_the_owner_while_none_can_be_had_to_the_shard
 }
 
 #[test]
+fn an_event_with_a_key_is_not_overtaken_while_the_lane_to_its_shard_takes_long() {
+    let offers = [Contract::of_request::<Owned>(), Contract::of_event::<Sold>()];
+    let a = alone();
+    // Where it says that it is, connections are made and nobody greets.
+    let (_listener, endpoint) = listening();
+    let mut peer = come_to(&a, Place { shard: 0, shards: 2, endpoint: &endpoint.to_string() }, &offers);
+    let client = a.client();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..16 {
+                client.publish(&Sold { number }).unwrap();
+                assert!(block_on(client.send(&Owned { number }).within(LONG)).is_ok(), "{number}");
+            }
+        });
+        for number in 0..16 {
+            assert_eq!(peer.news().unwrap().0.kind, Kind::Event, "{number}");
+            let (ask, _) = peer.news().unwrap();
+            assert_eq!(ask.kind, Kind::Request, "{number}");
+            peer.say(Header { call: ask.call, ..Header::new(Kind::Reply) }, &Blob { bytes: vec![1] });
+        }
+    });
+}
+
+#[test]
 fn over_a_full_lane_a_call_that_does_not_wait_ends_at_once_as_full() {
     let (listener, endpoint) = listening();
     // A peer that grants calls and reads nothing.

@@ -130,6 +130,13 @@ fn two_nodes_of_one_id_are_an_error_in_two_logs_and_a_restart_is_none() {
     for part in [&lower, &endpoints[0], &a.endpoint().unwrap().to_string()] {
         assert!(of_b.contains(part), "{part} is not in: {of_b}");
     }
+    let opened = |line: &str| line.contains("lane open") && line.contains(&format!("incarnation={lower} "));
+    let ended = |line: &str| line.contains("a lane has ended") && line.contains("superseded");
+    let before = (log.count(opened), log.count(ended));
     thread::sleep(Duration::from_millis(2_500));
     assert_eq!((shared(&a), shared(&second), shared(&third)), (1, 1, 0), "once");
+    // The second goes on to come, a second or two after it was last turned away; both sides log that.
+    assert_eq!(log.count(opened), before.0, "what is not kept is not open");
+    let ended = log.count(ended) - before.1;
+    assert!((1..=8).contains(&ended), "{ended} lines");
 }

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use catga::prelude::*;
-use catga::{List, NotSent};
+use catga::{List, NotSent, Refusal};
 use catga_codec::{Header, Kind};
 use common::bystander::Bystander;
 use common::log::Log;
@@ -226,6 +226,38 @@ fn a_peer_that_never_reads_loses_its_lane_and_nobody_else_anything() {
 }
 
 #[test]
+fn who_leaves_too_many_answers_unread_is_refused_more_until_they_are_read() {
+    let b = store(List::of(Vec::<String>::new()).node("b", "127.0.0.1:0"));
+    let mut peer = Peer::hello(common::address(&b), "catga", "x");
+    assert_eq!(peer.frame().unwrap().0.kind, Kind::Welcome);
+    let (bytes, mut asked) = (900_000, 0);
+    let mut ask = |peer: &mut Peer| {
+        asked += 1;
+        peer.say(wire::request(asked), &Give { bytes });
+        asked
+    };
+    eventually("it is refused more", || {
+        ask(&mut peer);
+        b.stats().sum(|shard| shard.refused) > 0
+    });
+    let last = ask(&mut peer);
+    let (mut replies, mut refused) = (0, 0);
+    for _ in 0..last {
+        let (answer, body) = peer.news().unwrap();
+        match answer.kind {
+            Kind::Reply => replies += body.len(),
+            Kind::Refused if answer.code == Refusal::Overloaded.code() => refused += 1,
+            other => panic!("{other:?}, {}", answer.code),
+        }
+    }
+    assert!(refused > 0 && replies > 32 << 20, "{refused} refused, {replies} bytes of replies");
+    ask(&mut peer);
+    let (answer, body) = peer.news().unwrap();
+    assert!(answer.kind == Kind::Reply && body.len() > bytes as usize, "the lane serves on");
+    assert_eq!(b.stats().sum(|shard| shard.lanes_ended), 0);
+}
+
+#[test]
 fn thousands_of_connections_that_say_nothing_are_closed_and_calls_go_on() {
     // Both ends are in this process, and other tests need some as well.
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(20_000);
@@ -305,15 +337,18 @@ fn where_nobody_listens_and_where_strangers_do_nothing_is_sent() {
 #[test]
 fn who_cannot_be_connected_to_is_logged_with_what_the_system_said() {
     let log = log();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // No other test dials this address, and nobody listens at the port as long as it is held.
+    let held = Reserved::at(Ipv4Addr::new(127, 0, 1, 4));
+    let nobody = held.endpoint;
     let path = std::env::temp_dir().join(format!("catga-nobody-{}.sock", std::process::id()));
     let list = List::of([format!("b={nobody}"), format!("c=unix:{}", path.display())]);
     let a = Engine::builder().shards(1).cluster(list.node("a", "127.0.0.1:0")).start().unwrap();
     for peer in [nobody.to_string(), path.display().to_string()] {
-        eventually("the log has the peer", || log.find(|line| line.contains(&peer)).is_some());
-        let line = log.find(|line| line.contains(&peer)).unwrap();
-        assert!(line.contains("could not") && line.contains("os error"), "{line}");
-        assert!(!line.contains("has ended"), "there was no lane: {line}");
+        let says = |line: &str, what| line.contains(&peer) && line.contains(what);
+        eventually("the log has the peer", || log.find(|line| says(line, "could not")).is_some());
+        let line = log.find(|line| says(line, "could not")).unwrap();
+        assert!(line.contains("os error"), "{line}");
+        assert_eq!(log.find(|line| says(line, "has ended")), None, "there was no lane");
     }
-    drop(a);
+    drop((a, held));
 }

@@ -280,7 +280,7 @@ pub(crate) struct Traffic {
     pub(crate) full: u64,
     /// Calls not queued because the peer's credit was used up.
     pub(crate) no_credit: u64,
-    /// Frames not queued because they are longer than agreed with the peer.
+    /// Frames not queued because they are longer than agreed with the peer, or, of answers, than so many unsent ones let pass.
     pub(crate) too_long: u64,
     /// Requests, events and cancels that were queued but not sent when their lane ended.
     pub(crate) withdrawn: u64,

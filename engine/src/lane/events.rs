@@ -5,10 +5,13 @@
 //! Nothing waits for an event, so where it cannot go it is dropped and counted:
 //!
 //! ```text
-//!   the view is forming          it waits for the first whole view       at most EVENTS_WAITING of them
-//!   no lane leads to the node    it waits with the peer for the dial     at most EVENTS_WAITING for each node
-//!   the dial fails, a bound is full, the layout there is another one     it is dropped for that node
+//!   the view is forming             it waits for the first whole view      at most EVENTS_WAITING of them
+//!   its lane is being dialled       it waits with the peer for the dial    at most EVENTS_WAITING for each node
+//!   the dial takes long, or fails   it takes any other lane to the node
+//!   there is none and the dial fails, a bound is full, the layout there is another one     it is dropped for that node
 //! ```
+//!
+//! One without a key takes any lane to begin with.
 //!
 //! Broadcasts ask here who listens; their parts are calls and wait as such.
 
@@ -178,7 +181,8 @@ impl Lanes {
         self.way(peer, keyed.then(|| part_of(header.key, usize::from(shards.max(1))) as u16), now)
     }
 
-    /// A lane to a peer has opened, or could not be, or the peer has begun another life: the events that waited for it leave, wait on, or are dropped.
+    /// A lane to a peer has opened, takes long, or could not be, or the peer has begun another life: the events that waited for it
+    /// leave, wait on, or are dropped.
     pub(super) fn send_events(&mut self, peer: u32, now: Time) {
         let waiting =
             self.peers.get_mut(peer).map(|peer| std::mem::take(&mut peer.events)).unwrap_or_default();

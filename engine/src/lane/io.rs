@@ -60,8 +60,6 @@ pub(crate) struct LaneIo {
     /// It stands in the list of those that calls wait for.
     pub(super) is_waited_for: bool,
     write_blocked: bool,
-    /// It took less than was there when it was last written to.
-    is_stuffed: bool,
     pub(super) finished_writing: bool,
     /// What the socket said when the connection did not come to be, or broke.
     pub(super) broke: Option<io::Error>,
@@ -149,7 +147,6 @@ impl LaneIo {
             is_unsent: false,
             is_waited_for: false,
             write_blocked: false,
-            is_stuffed: false,
             finished_writing: false,
             broke: None,
             is_open: false,
@@ -253,30 +250,17 @@ impl LaneIo {
             return false;
         }
         self.cadence.last_write = now;
-        self.is_stuffed = false;
-        self.write_once(now);
-        self.set_write_blocked(self.is_stuffed, key, world);
-        true
-    }
-
-    /// Writes in the middle of a turn, for who would have to refuse a request otherwise: perhaps nothing is in the way but that
-    /// the turn has not come to its end.
-    pub(super) fn relieve(&mut self, now: Time) {
-        if self.connected && !self.write_blocked && !self.is_stuffed {
-            self.write_once(now);
-        }
-    }
-
-    fn write_once(&mut self, now: Time) {
-        let unsent = self.machine.unsent().len();
+        let mut blocked = false;
         match self.stream.write(self.machine.unsent()) {
             Ok(bytes) => {
                 self.machine.sent(bytes, now);
-                self.is_stuffed = bytes < unsent;
+                blocked = bytes < unsent;
             }
-            Err(error) if would_block(&error) => self.is_stuffed = true,
+            Err(error) if would_block(&error) => blocked = true,
             Err(error) => self.break_off(error),
         }
+        self.set_write_blocked(blocked, key, world);
+        true
     }
 
     fn set_write_blocked(&mut self, blocked: bool, key: LaneKey, world: &mut dyn World) {

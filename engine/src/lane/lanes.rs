@@ -304,15 +304,9 @@ impl Lanes {
     }
 
     /// Whether a request on this lane must be turned away before it is looked at, and why.
-    pub(crate) fn turns_away(&mut self, key: LaneKey, message: MessageId, now: Time) -> Option<Refusal> {
+    pub(crate) fn turns_away(&self, key: LaneKey, message: MessageId) -> Option<Refusal> {
         if self.get(key)?.machine.is_congested() {
-            let congested = self.with(key, |lane| {
-                lane.relieve(now);
-                lane.machine.is_congested()
-            });
-            if congested == Some(true) {
-                return Some(Refusal::Overloaded);
-            }
+            return Some(Refusal::Overloaded);
         }
         self.refuses_layout(key, message).then_some(Refusal::Layout)
     }
@@ -394,9 +388,7 @@ impl Lanes {
             self.find_usual();
         }
         if let Some(dial) = dial {
-            // One that was open can be reached, as far as is known.
-            let target = self.peers.target(dial).filter(|_| !was_open);
-            let why = target.map(|target| Missed::because(closed, target));
+            let why = self.peers.target(dial).and_then(|target| Missed::by(closed, was_open, target));
             self.missed(dial, why, now);
         }
         was_open

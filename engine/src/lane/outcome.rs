@@ -68,12 +68,12 @@ pub(crate) enum SendError {
     /// The lane sends frames of this kind itself.
     #[error("frames of kind {0:?} are the lane's own")]
     OwnKind(Kind),
-    /// The frame is longer than the two sides agreed on.
+    /// The frame is longer than the two sides agreed on; or it is an answer, and so much is unsent that only small ones pass.
     #[error(
-        "the frame is longer than the {bytes_max} bytes agreed with the peer; split it, or raise both limits"
+        "the frame is longer than the {bytes_max} bytes that pass now; split it, or see whether the peer reads its answers"
     )]
     TooLong {
-        /// The agreed limit.
+        /// The longest that would have passed.
         bytes_max: usize,
     },
     /// The message cannot be archived.

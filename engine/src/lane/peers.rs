@@ -22,7 +22,7 @@ use catga_discovery::{Node, NodeId, Refused, Target};
 
 use crate::call::table::LaneKey;
 use crate::call::waiting::Waiting;
-use crate::lane::close::{CloseReason, Closed};
+use crate::lane::close::{CloseReason, Closed, Closer};
 use crate::limits::{DIAL_PATIENCE, LANES_PER_PEER, REACH_AGAIN, REDIAL_MAX, REDIAL_MIN};
 use crate::time::Time;
 
@@ -82,16 +82,23 @@ pub(super) enum Missed {
     Unreached,
     /// One side turned the other away.
     Refused(Refused),
+    /// The greeting was agreed on, so that the lane was open here, and then the peer did not keep it: another process has this
+    /// node's id, or there are lanes enough.
+    NotKept,
 }
 
 impl Missed {
-    /// A connection to `target` has ended before it was open.
-    pub(super) fn because(closed: Closed, target: &Target) -> Self {
+    /// What came of a dial to `target` whose lane has ended: none if it was a lane, and has been lost.
+    pub(super) fn by(closed: Closed, was_open: bool, target: &Target) -> Option<Self> {
         match closed.reason {
+            CloseReason::Superseded | CloseReason::Surplus if closed.by == Closer::Peer => {
+                Some(Self::NotKept)
+            }
+            _ if was_open => None,
             // Anybody can say so: only who is not named takes himself out by it.
-            CloseReason::ConnectedToSelf if target.id.is_none() => Self::Refused(Refused::ThisNode),
-            reason if reason.breaks_a_rule() => Self::Refused(Refused::Because(closed.to_string())),
-            _ => Self::Unreached,
+            CloseReason::ConnectedToSelf if target.id.is_none() => Some(Self::Refused(Refused::ThisNode)),
+            reason if reason.breaks_a_rule() => Some(Self::Refused(Refused::Because(closed.to_string()))),
+            _ => Some(Self::Unreached),
         }
     }
 }
@@ -329,19 +336,25 @@ impl Peers {
         }
     }
 
-    /// Gives those who wait for attempts that take long.
-    pub(super) fn lose_patience(&mut self, now: Time, again: &mut Vec<Waiting>) {
+    /// Gives the calls that wait for attempts that take long, and the peers to which other lanes lead meanwhile.
+    pub(super) fn lose_patience(&mut self, now: Time, again: &mut Vec<Waiting>) -> Vec<u32> {
+        let mut reached_otherwise = Vec::new();
         for place in 0..self.dials.len() {
             let Some(dial) = &mut self.dials[place] else { continue };
             if dial.lane.is_none() || dial.slow || now < dial.at + DIAL_PATIENCE {
                 continue;
             }
             dial.slow = true;
-            let peer = dial.target.id.as_ref().and_then(|id| self.by_id.get(id)).copied();
-            if let Some(peer) = peer.and_then(|peer| self.get_mut(peer)) {
-                again.extend(peer.waiting.drain(..));
+            let place = dial.target.id.as_ref().and_then(|id| self.by_id.get(id)).copied();
+            let Some((place, peer)) = place.and_then(|place| Some((place, self.get_mut(place)?))) else {
+                continue;
+            };
+            again.extend(peer.waiting.drain(..));
+            if !peer.lanes.is_empty() {
+                reached_otherwise.push(place);
             }
         }
+        reached_otherwise
     }
 
     /// Somebody else knows of a node that this view does not have up: those that should be there are looked for at once.
@@ -363,22 +376,23 @@ impl Peers {
     /// The view has it that this node is up again: who wants to reach it need not wait.
     pub(super) fn is_back(&mut self, id: &NodeId, now: Time) {
         for dial in self.dials.iter_mut().flatten().filter(|dial| dial.target.id.as_ref() == Some(id)) {
-            if dial.lane.is_none() {
+            // A peer that keeps no lane is up by the view each time that one opens.
+            if dial.lane.is_none() && dial.failed != Some(Missed::NotKept) {
                 (dial.at, dial.pause, dial.failed) = (dial.at.min(now), REDIAL_MIN, None);
             }
         }
     }
 
-    /// An attempt has succeeded: the lane is open.
+    /// An attempt has succeeded: the lane is open. Whether the peer keeps it is only known at its end.
     pub(super) fn reached(&mut self, dial: u32) {
         if let Some(dial) = self.dial(dial) {
             // An open lane is no attempt any more.
-            (dial.failed, dial.tried, dial.pause, dial.wanted, dial.slow) =
-                (None, true, REDIAL_MIN, false, true);
+            (dial.failed, dial.tried, dial.wanted, dial.slow) = (None, true, false, true);
         }
     }
 
-    /// An attempt has failed, or its lane has ended. The next one is later than the last was.
+    /// An attempt has failed, or its lane was lost. The next attempt is soon after a loss, and after a failure later than
+    /// the last was.
     pub(super) fn missed(&mut self, dial: u32, why: Option<Missed>, now: Time) {
         self.jitter = hash_u64(self.jitter.wrapping_add(1));
         let jitter = self.jitter;
@@ -386,6 +400,9 @@ impl Peers {
         dial.lane = None;
         dial.tried = true;
         dial.wanted = false;
+        if why.is_none() {
+            dial.pause = REDIAL_MIN;
+        }
         dial.failed = why;
         // Between half and all of the pause, so that many who lost the same node do not come back in step.
         let half = dial.pause / 2;

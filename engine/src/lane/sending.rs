@@ -36,7 +36,7 @@ impl Lane {
                 Ok(offset) => break offset,
                 // What the message needs is only known once it is archived: try again with more than before.
                 Err(Unwritten::Writer(EncodeError::Full)) if given < most => room = (2 * given).min(most),
-                Err(error) => return Err(self.unwritten(error)),
+                Err(error) => return Err(self.unwritten(error, most)),
             }
         };
         Ok(self.queued(class, offset))
@@ -51,12 +51,13 @@ impl Lane {
     pub(crate) fn forward(&mut self, header: Header, body: &[u8]) -> Result<Queued, SendError> {
         debug_assert!(usize::from(header.extension_bytes) <= body.len(), "the body holds the extensions");
         let class = self.admit(&header)?;
-        if HEADER_BYTES + body.len() > self.most(class) {
-            return Err(self.unwritten(Unwritten::Writer(EncodeError::Full)));
+        let most = self.most(class);
+        if HEADER_BYTES + body.len() > most {
+            return Err(self.unwritten(Unwritten::Writer(EncodeError::Full), most));
         }
         match self.append(header, body) {
             Ok(offset) => Ok(self.queued(class, offset)),
-            Err(error) => Err(self.unwritten(error)),
+            Err(error) => Err(self.unwritten(error, most)),
         }
     }
 
@@ -129,12 +130,13 @@ impl Lane {
         }
     }
 
+    /// Why a frame, which might have had `most` bytes, was not written.
     #[cold]
-    fn unwritten(&mut self, error: Unwritten<EncodeError>) -> SendError {
+    fn unwritten(&mut self, error: Unwritten<EncodeError>, most: usize) -> SendError {
         match error {
             Unwritten::Writer(EncodeError::Full | EncodeError::TooLarge) => {
                 self.traffic.too_long += 1;
-                SendError::TooLong { bytes_max: self.frame_bytes_max }
+                SendError::TooLong { bytes_max: most }
             }
             Unwritten::Writer(error) => SendError::Encode(error),
             // The buffer holds all that the bounds admit, so that this does not happen.

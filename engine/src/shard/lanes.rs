@@ -130,8 +130,10 @@ impl Shard {
         for Ended { key, closed, traffic, connected, broke, was_open } in ended.drain(..) {
             let (peer, node) = self.core.lanes.borrow().who(key);
             let reason = closed.reason.label();
-            // Of who never proved to be a node there may come any number.
-            let left_out = if was_open || !connected { Some(0) } else { self.strangers_logged.admits(now) };
+            // Of those with whom no greeting was agreed on there may come any number. A node comes again after a pause that grows, and
+            // so does a dial of this side.
+            let stranger = connected && node.is_none();
+            let left_out = if stranger { self.strangers_logged.admits(now) } else { Some(0) };
             if let Some(left_out @ 1..) = left_out {
                 tracing::info!(
                     left_out,
@@ -286,7 +288,7 @@ impl Core {
         if self.is_stopping() && now >= self.leaves_at() {
             return Some(Refusal::Stopping);
         }
-        self.lanes.borrow_mut().turns_away(lane, header.message, now)
+        self.lanes.borrow().turns_away(lane, header.message)
     }
 
     /// Whether an idempotent request has not come before; then it is answered by way of the window. One that comes again gets

@@ -11,6 +11,11 @@ impl Log {
     pub(crate) fn find(&self, holds: impl Fn(&str) -> bool) -> Option<String> {
         self.0.lock().unwrap().iter().find(|line| holds(line)).cloned()
     }
+
+    /// For how many lines this holds.
+    pub(crate) fn count(&self, holds: impl Fn(&str) -> bool) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| holds(line)).count()
+    }
 }
 
 impl tracing::Subscriber for Log {

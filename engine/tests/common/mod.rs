@@ -79,10 +79,15 @@ pub(crate) struct Reserved {
 
 impl Reserved {
     pub(crate) fn new() -> Self {
+        Self::at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// At this address of the loopback.
+    pub(crate) fn at(own: Ipv4Addr) -> Self {
         use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         sockopt::set_socket_reuseaddr(&socket, true).unwrap();
-        bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        bind(&socket, &SocketAddr::from((own, 0))).unwrap();
         Self { endpoint: getsockname(&socket).unwrap().try_into().unwrap(), _socket: socket }
     }
 }

@@ -38,7 +38,9 @@ impl Lanes {
         if now < self.peers.next_due() {
             return;
         }
-        self.peers.lose_patience(now, &mut self.again);
+        for peer in self.peers.lose_patience(now, &mut self.again) {
+            self.send_events(peer, now);
+        }
         for index in self.peers.due(now) {
             let Some(dial) = self.peers.dial(index) else { continue };
             let (target, shard) = (dial.target.clone(), dial.shard);
@@ -153,8 +155,8 @@ impl Lanes {
         if paused >= PAUSE {
             lane.machine.paused(paused);
         }
-        if self.open >= LANES_MAX || !self.make_room(world) {
-            tracing::warn!(lanes_max = LANES_MAX, "closed a lane: this shard has as many as it may");
+        if !self.make_room(world) {
+            tracing::warn!(CONNECTIONS_MAX, "closed a lane: this shard has as many connections as it may");
             return false;
         }
         match self.install(*lane, world) {
@@ -191,26 +193,12 @@ impl Lanes {
     ) -> Opened {
         let Some(lane) = self.get(key) else { return Opened::Closed };
         let Some(agreement) = lane.machine.agreement() else { return Opened::Closed };
-        let mut refuses_some = false;
-        for (id, verdict) in agreement.verdicts() {
-            if let Verdict::Refused { difference } = verdict {
-                refuses_some = true;
-                tracing::warn!(peer = %agreement.peer, id = %id, difference, "layouts differ: refused by name");
-            }
-        }
-        tracing::info!(
-            peer = %agreement.peer, incarnation = %agreement.incarnation, endpoint = %agreement.endpoint,
-            shard = agreement.peer_shard, "lane open"
-        );
         let (wanted, node, dial) = (agreement.shard, agreement.node(), lane.dial);
         let Some(node) = node else {
             self.turn_away(key, CloseReason::MalformedGreeting);
             return Opened::Closed;
         };
-        let _ = self.with(key, |lane| {
-            lane.refuses_some = refuses_some;
-            lane.node = Some(Arc::new(node));
-        });
+        let _ = self.with(key, |lane| lane.node = Some(Arc::new(node)));
         if dial.is_none() && wanted != self.shard {
             let Some(mut lane) = self.remove(key) else { return Opened::Closed };
             world.forget(&*lane.stream);
@@ -246,7 +234,8 @@ impl Lanes {
         if same >= LANES_PER_SHARD_PAIR || self.open >= LANES_MAX {
             return self.turn_away(key, CloseReason::Surplus);
         }
-        let _ = self.with(key, |lane| lane.is_open = true);
+        let refuses_some = self.tell_of(key);
+        let _ = self.with(key, |lane| (lane.is_open, lane.refuses_some) = (true, refuses_some));
         self.open += 1;
         if let Some(dial) = dial {
             self.peers.reached(dial);
@@ -260,6 +249,23 @@ impl Lanes {
         self.send_events(peer, now);
         self.watch(key);
         true
+    }
+
+    /// Logs a lane that is kept. Says whether the two nodes mean different things by some message.
+    fn tell_of(&self, key: LaneKey) -> bool {
+        let Some(agreement) = self.get(key).and_then(|lane| lane.machine.agreement()) else { return false };
+        let mut refuses_some = false;
+        for (id, verdict) in agreement.verdicts() {
+            if let Verdict::Refused { difference } = verdict {
+                refuses_some = true;
+                tracing::warn!(peer = %agreement.peer, id = %id, difference, "layouts differ: refused by name");
+            }
+        }
+        tracing::info!(
+            peer = %agreement.peer, incarnation = %agreement.incarnation, endpoint = %agreement.endpoint,
+            shard = agreement.peer_shard, "lane open"
+        );
+        refuses_some
     }
 
     /// Lanes to a life of a node that is over lead nowhere; their calls may or may not have run.

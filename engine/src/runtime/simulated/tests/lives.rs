@@ -42,6 +42,11 @@ fn shared(simulation: &Simulation) -> Vec<u64> {
     (0..simulation.nodes()).map(|node| simulation.discovery(node).ids_shared).collect()
 }
 
+/// Lanes of `a` that have ended.
+fn ended(simulation: &Simulation) -> u64 {
+    simulation.cores(A).map(|core| core.counters.read().lanes_ended).sum()
+}
+
 #[test]
 fn two_nodes_of_one_id_are_an_error_once_for_the_one_that_is_turned_away_and_for_who_knows_both() {
     for_seeds(6, |seed| {
@@ -50,8 +55,12 @@ fn two_nodes_of_one_id_are_an_error_once_for_the_one_that_is_turned_away_and_for
         another_b(&mut simulation, &mut rng);
         let both = |simulation: &mut Simulation| shared(simulation) == [1, 1, 0];
         assert!(simulation.run(ms(15_000), both), "told by {:?}", shared(&simulation));
+        let before = ended(&simulation);
         simulation.run(ms(10_000), |_| false);
         assert_eq!(shared(&simulation), [1, 1, 0], "once, and not again and again");
+        // One dial from each side, every second or two.
+        let ended = ended(&simulation) - before;
+        assert!((5..=20).contains(&ended), "{ended} lanes in ten seconds");
     });
 }
 
