@@ -215,19 +215,17 @@ impl Producer {
     #[inline]
     pub(crate) fn has_bytes(&mut self, bytes: usize) -> bool {
         // Each frame moves the cursor by its rounded length at most, wherever it wraps.
-        let end = self.tail + bytes as u64;
-        if end <= self.head_seen + self.geometry.capacity {
-            return true;
-        }
-        // Acquire: pairs with the Release in `Consumer::release`.
-        self.head_seen = self.shared.head.load(Acquire);
-        end <= self.head_seen + self.geometry.capacity
+        self.has_room_until(self.tail + bytes as u64)
     }
 
     /// Whether the next `push` of at most `max` bytes finds room. Looks at the consumer's cursor only if it must.
     #[inline(always)] // as `room`
     pub(crate) fn has_room(&mut self, max: usize) -> bool {
-        let end = self.geometry.end(self.tail, max);
+        self.has_room_until(self.geometry.end(self.tail, max))
+    }
+
+    #[inline(always)] // as `room`
+    fn has_room_until(&mut self, end: u64) -> bool {
         if end <= self.head_seen + self.geometry.capacity {
             return true;
         }
