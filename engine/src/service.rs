@@ -35,9 +35,12 @@ pub(crate) enum Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    #[inline]
+    #[inline(always)] // what it returns is taken apart at once: a call would carry it through memory
     pub(crate) fn of(frame: &'a OwnedFrame) -> Option<Self> {
-        frame.local().map(Self::Local).or_else(|| frame.foreign().map(Self::Foreign))
+        match frame.local() {
+            Some(local) => Some(Self::Local(local)),
+            None => frame.foreign().map(Self::Foreign),
+        }
     }
 
     #[inline]
