@@ -19,7 +19,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::time::Time;
+use crate::time::{Time, nanoseconds};
 
 /// What happens when a timer comes.
 #[derive(Debug)]
@@ -240,7 +240,7 @@ impl Heap {
 
 /// The first tick after `now` of those that come every `period`, one of which was `due`. What was missed is skipped.
 pub(crate) fn tick_after(due: Time, period: Duration, now: Time) -> Time {
-    let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX).max(1);
+    let period = nanoseconds(period).max(1);
     let passed = now.as_nanos().saturating_sub(due.as_nanos()) / period;
     Time::from_nanos(due.as_nanos().saturating_add(period.saturating_mul(passed + 1)))
 }
